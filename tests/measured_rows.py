@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from planner.cost.collectives import CollectiveKind
+from planner.cost.collectives import CollectiveKind, collective_seconds
 from planner.spec.hardware import Device, HardwareProfile
 from planner.spec.hardware_sources import load_hardware
 from planner.spec.workload import KvPrecision, Precision
@@ -211,6 +211,29 @@ def nccl_rows(name: str, kind: CollectiveKind, folder: Path = DATA) -> Rows:
     )
 
 
+MESH = "dgx1-v100"  # whose collectives were timed in a hybrid cube mesh, by the bandwidths that they reach
+MESH_SIZES = (2, 3, 4, 5, 6, 7, 8)
+_MESH_SYSTEM = "v100 server (not described further)"
+
+
+def mesh_rows(sizes: Collection[int], folder: Path = DATA) -> Rows:
+    """All-reduces of fp32 among so many V100 of a hybrid cube mesh, from 1 MiB on."""
+    rows = [
+        row
+        for row in table("collectives_published.csv", folder)
+        if row["system"] == _MESH_SYSTEM and float(row["gpus"]) in sizes
+    ]
+    ranks, count, microseconds = columns(rows, "gpus", "bytes", "time_us")
+    kept = np.full(len(rows), True)
+    return Rows(
+        sizes={"ranks": ranks, "bytes": count, "int8": np.zeros(len(rows))},
+        seconds=microseconds * 1e-6,
+        kept=kept,
+        fitted=kept,
+        kernel=np.array([row["library"] for row in rows]),
+    )
+
+
 def twins_apart(rows: Rows) -> float:
     """By how much half and int8 of equal bytes differ, on average: noise, where elements are not added up."""
     kept, one_byte = rows.where(rows.kept), rows.sizes["int8"][rows.kept] > 0
@@ -221,6 +244,7 @@ def twins_apart(rows: Rows) -> float:
     return float(np.mean(apart)) if apart else float("nan")
 
 
+ENGINE_MODES: tuple[Literal["graph", "eager"], ...] = ("graph", "eager")
 _WORTH_IT = 0.95  # of NCCL's time: an engine's own all-reduce is of use while it takes less
 
 
@@ -229,14 +253,8 @@ def custom_all_reduce_rows(name: str, mode: str, folder: Path = DATA) -> tuple[R
 
     The size is that of its CUDA graph, averaged over group sizes.
     """
-    system = SYSTEMS[name]
-    rows = [
-        row
-        for row in table("custom_allreduce.csv", folder)
-        if row["system"] == system and row["framework_version"].startswith("vllm/")
-    ]
-    newest = max((_version(row) for row in rows), default=())
-    rows = [row for row in rows if _version(row) == newest]
+    system, releases = SYSTEMS[name], _releases(name, folder)
+    rows = releases[max(releases)] if releases else []
     nccl = {
         (row["gpus"], row["bytes"]): float(row["latency_us"])
         for row in table("nccl.csv", folder)
@@ -265,6 +283,47 @@ def custom_all_reduce_rows(name: str, mode: str, folder: Path = DATA) -> tuple[R
         left_out=_counted({"messages that NCCL carries faster": ~kept}),
     )
     return found, float(largest)
+
+
+def custom_predicted(name: str, rows: Rows, mode: Literal["graph", "eager"] | None) -> Floats:
+    """Seconds of the rows kept, by the engine's own all-reduce or without it."""
+    sizes = rows.where(rows.kept)
+    predicted = np.empty(len(sizes["bytes"]))
+    for size in np.unique(sizes["ranks"]):
+        here = sizes["ranks"] == size
+        predicted[here] = collective_seconds(
+            profile(name), "all_reduce", sizes["bytes"][here], ranks=range(int(size)), custom_all_reduce=mode
+        )
+    return predicted
+
+
+def releases_apart(name: str, mode: str, folder: Path = DATA) -> float:
+    """By how much the two newest releases of vLLM differ on average, over the messages that are kept."""
+    newest, largest = custom_all_reduce_rows(name, mode, folder)
+    releases = _releases(name, folder)
+    if len(releases) < 2 or not newest.kept.any():
+        return float("nan")
+    before = {
+        (float(row["gpus"]), float(row["bytes"])): float(row["latency_us"]) * 1e-6
+        for row in releases[sorted(releases)[-2]]
+        if row["impl"] == mode and float(row["bytes"]) <= largest
+    }
+    sizes = newest.where(newest.kept)
+    pairs = zip(sizes["ranks"], sizes["bytes"], newest.seconds[newest.kept], strict=True)
+    apart = [
+        abs(before[ranks, count] / seconds - 1.0) for ranks, count, seconds in pairs if (ranks, count) in before
+    ]
+    return float(np.mean(apart)) if apart else float("nan")
+
+
+def _releases(name: str, folder: Path) -> dict[tuple[int, ...], list[dict[str, str]]]:
+    """A system's rows of vLLM by release, those known to be bad left out."""
+    found: dict[tuple[int, ...], list[dict[str, str]]] = {}
+    for row in table("custom_allreduce.csv", folder):
+        own = row["system"] == SYSTEMS[name] and row["framework_version"].startswith("vllm/")
+        if own and (row["system"], row["gpus"]) != BAD_GROUP:
+            found.setdefault(_version(row), []).append(row)
+    return found
 
 
 def _version(row: Mapping[str, str]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from planner.measure.records import Measurement
 from planner.spec.hardware import HardwareProfile
 
 SLOW = 1.25  # times expected, from which on an entry is flagged, where the spread does not explain it
-_SPREADS = 4.0  # relative deviations that measured and expected may be apart by chance
+_SPREADS = 3.0  # standard deviations that measured and expected may be apart by chance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

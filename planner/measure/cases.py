@@ -65,14 +65,6 @@ class LaunchCase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FusionCase:
-    """A chain of elementwise operators, compiled or not."""
-
-    stack: Literal["eager", "compiled"]
-    bytes_: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveCase:
     """A collective of `bytes_` in each of `groups`, which run at the same time."""
 
@@ -98,9 +90,7 @@ class OverlapCase:
     what: Literal["compute_alone", "communication_alone", "compute_beside", "communication_beside"]
 
 
-Case: TypeAlias = (
-    GemmCase | AttentionCase | MemoryCase | LaunchCase | FusionCase | CollectiveCase | PeerCase | OverlapCase
-)
+Case: TypeAlias = GemmCase | AttentionCase | MemoryCase | LaunchCase | CollectiveCase | PeerCase | OverlapCase
 
 
 def key_of(case: Case) -> str:
@@ -203,10 +193,7 @@ def _launches(layout: Layout, device: DeviceKind, *, quick: bool) -> Iterator[Ca
     if device == "cuda":
         yield LaunchCase(what="cuda_graph")
     if not quick:
-        size = 32 * MIB if device == "cpu" else 256 * MIB
         yield LaunchCase(what="compiled")
-        yield FusionCase(stack="eager", bytes_=size)
-        yield FusionCase(stack="compiled", bytes_=size)
 
 
 def _links(layout: Layout, device: DeviceKind, *, quick: bool) -> Iterator[Case]:

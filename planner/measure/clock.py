@@ -49,23 +49,24 @@ class Effort:
     until_seconds: float  # after the start, when the first round is over: then what has been measured stands
 
 
+# a machine's noise lasts longer than a sample: many short bursts, spread over the run, tell more than a long one
 QUICK = Effort(
-    seconds=0.04,
-    sample_seconds=0.002,
+    seconds=0.02,
+    sample_seconds=0.001,
     fewest=3,
-    most=15,
+    most=9,
     slow_seconds=0.2,
-    rounds=2,
+    rounds=4,
     extra_rounds=1,
-    until_seconds=34.0,
+    until_seconds=36.0,
 )
 THOROUGH = Effort(
-    seconds=0.3,
+    seconds=0.2,
     sample_seconds=0.005,
     fewest=5,
-    most=51,
+    most=35,
     slow_seconds=2.0,
-    rounds=3,
+    rounds=5,
     extra_rounds=2,
     until_seconds=3600.0,
 )

@@ -93,8 +93,11 @@ def fit_collective(
     source: SourceKind = "measured",
     spread: float = 0.0,
     switches_reduce: bool = False,
+    low_latency: bool = True,
 ) -> CollectiveTable:
     """The table that errs least over these timings.
+
+    Without `low_latency` there is one protocol: where no small messages were timed, the other's floor is a guess.
 
     Element size matters where elements are added up. Where switches add them up (8 GPUs on NVSwitch, and not
     for 8-bit elements), it matters there, that is at the largest group size alone.
@@ -109,7 +112,7 @@ def fit_collective(
         shape
         for shape in SHAPES
         if shape.numbers(len(sizes)) <= MOST_NUMBERS_PER_SIZE * len(sizes)
-        and (fewest >= _SHORTEST_CURVE or not shape.bulk)
+        and ((low_latency and fewest >= _SHORTEST_CURVE) or not shape.bulk)
         and shape.one_byte in one_bytes
     ]
     fits = [_fit_shape(kind, timings, sizes, shape) for shape in shapes]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.measure.cases import AttentionCase, Case, FusionCase, GemmCase, LaunchCase, MemoryCase, OverlapCase
+from planner.measure.cases import AttentionCase, Case, GemmCase, LaunchCase, MemoryCase, OverlapCase
 from planner.measure.fit_attention import assess, fit_curve
 from planner.measure.fit_gemm import FEWEST_ROWS, GemmFormula, fit_gemm
 from planner.measure.records import Measurement
@@ -32,6 +32,7 @@ Measured = Mapping[Case, Measurement]
 _SIZES = ("batch", "query_len", "kv_len", "heads", "kv_heads", "head_dim")
 _FEWEST_ATTENTION = 4
 _LEAST_FLOOR_US = 1e-3
+_MOST_EFFICIENT = 2.0  # that a profile takes; a fit passes it where the timings show no limit of computation
 _DAO = Origin(source="paper", reference="Dao 2023, FlashAttention-2: backward has five products, forward two")
 
 
@@ -169,7 +170,6 @@ def attention(
 def software(measured: Measured, reference: str) -> dict[Any, SoftwareStack]:
     """Host time per kernel and per collective of each stack that was measured."""
     launches = {case.what: item for case, item in measured.items() if isinstance(case, LaunchCase)}
-    fusions = {case.stack: item.seconds for case, item in measured.items() if isinstance(case, FusionCase)}
     stacks: dict[Any, SoftwareStack] = {}
     for stack in ("eager", "compiled", "cuda_graph"):
         if stack not in launches:
@@ -179,8 +179,6 @@ def software(measured: Measured, reference: str) -> dict[Any, SoftwareStack]:
         if "collective" in launches and stack != "cuda_graph":
             numbers["collective_us"] = _digits(launches["collective"].seconds * 1e6)
             used.append(launches["collective"])
-        if stack == "compiled" and len(fusions) == 2:
-            numbers["elementwise_share"] = _digits(min(1.0, fusions["compiled"] / fusions["eager"]))
         stacks[stack] = SoftwareStack(
             source="measured", reference=reference, spread=median_spread(used), **numbers
         )
@@ -205,6 +203,7 @@ def _attention_curve(
     curve = fit_curve(replace(fixed, spread=median_spread(list(rows.values()))), start, predict, seconds)
     if curve.floor_us < _LEAST_FLOOR_US:
         curve = replace(curve, floor_us=0.0)
+    curve = replace(curve, efficiency=min(curve.efficiency, _MOST_EFFICIENT))
     return Fitted(curve=curve, error=assess(predict(curve), seconds).mean_absolute_error)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planner.measure.cases import AttentionCase, FusionCase, GemmCase, LaunchCase, MemoryCase
+from planner.measure.cases import AttentionCase, GemmCase, LaunchCase, MemoryCase
 from planner.measure.clock import CAPTURE, Batch, host_seconds, timed, timed_kernel
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
@@ -110,17 +110,6 @@ def _compiled_launch(device: str) -> Batch:
     compiled = _compiled(chain)
     whole = host_seconds(lambda: compiled(square), device)
     return lambda calls: whole(max(1, calls // kernels)) / kernels
-
-
-def fusion(case: FusionCase, device: str) -> Batch:
-    """A gated activation with a residual: five operators, which a compiler makes one kernel."""
-    first, second, third = (torch.zeros(case.bytes_ // 4, device=device) for _ in range(3))
-
-    def chain(gate: Tensor, up: Tensor, residual: Tensor) -> Tensor:
-        return residual + F.silu(gate) * up * 2.0 + 1.0
-
-    call = chain if case.stack == "eager" else _compiled(chain)
-    return timed(lambda: call(first, second, third), device)
 
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -158,11 +160,16 @@ def _end(started: list[Started]) -> None:
             worker.process.terminate()
     until = time.monotonic() + _ENDING_SECONDS
     for worker in started:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             worker.process.wait(timeout=max(0.1, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
+        _sweep(worker)
+        worker.process.wait()
         for pipe in (worker.process.stdin, worker.process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def _sweep(worker: Started) -> None:
+    """Kill what is left of a worker's session: a compiler that it started would hold its output open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.process.pid, signal.SIGKILL)

@@ -19,6 +19,10 @@ from planner.spec.provenance import Origin
 from planner.units import GB
 
 _RESERVED_SHARE = 0.09
+_ALONE = (
+    "One device was measured: the link to a second one is assumed, and more are refused. Measure with several, or "
+    "write the levels of your cluster under topology."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +158,11 @@ def _memory(setting: Setting, memory: Mapping[str, float], reference: str) -> Me
 
 
 def _alone(measured: Mapping[Case, Measurement], device: Device) -> Level:
-    """What a device measured alone says about its peers: they would be reached through the host's memory."""
+    """What a device measured alone says about a peer: it would be reached through the host's memory.
+
+    A profile names how GPUs reach one another, so that one device cannot leave it out; two are as many as an
+    assumption should speak for. More are refused, and an estimate for two shows that its link is assumed.
+    """
     slowest = 0.0
     for case, item in measured.items():
         if isinstance(case, MemoryCase) and case.what in ("to_device", "from_device"):
@@ -186,6 +194,8 @@ def _environment(setting: Setting, today: str) -> dict[str, str]:
 def _notes(setting: Setting, errors: Mapping[str, float], refusals: Mapping[str, str]) -> str:
     said = ", ".join(f"{name} {error:.1f} %" for name, error in errors.items())
     notes = [f"Mean absolute error of the fits over their own timings: {said}."]
+    if setting.layout.world == 1:
+        notes.append(_ALONE)
     if setting.layout.node.note:
         notes.append(f"{setting.layout.node.note}.")
     for reason in dict.fromkeys(refusals.values()):

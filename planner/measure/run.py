@@ -65,7 +65,9 @@ def measure_machine(
 ) -> MeasuredMachine | None:
     """Measure this machine and write its profile; under torchrun only rank 0 has a result.
 
-    Records stay beside the output until it is written: a run that ends early is taken up by the next.
+    Without `nproc` every GPU takes part, or two processes on a CPU. One device alone gives a profile that
+    assumes its link to a second one, says so, and refuses more. Records stay beside the output until it is
+    written: a run that ends early is taken up by the next.
     """
     start = time.monotonic()
     kind = _device(device)

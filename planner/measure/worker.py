@@ -25,7 +25,6 @@ from planner.measure.cases import (
     AttentionCase,
     Case,
     CollectiveCase,
-    FusionCase,
     GemmCase,
     LaunchCase,
     MemoryCase,
@@ -36,12 +35,12 @@ from planner.measure.cases import (
     series_of,
 )
 from planner.measure.clock import QUICK, THOROUGH, Batch, Effort, sample
-from planner.measure.records import Record, RecordFolder, combine
+from planner.measure.records import Record, RecordFolder, deviation
 from planner.measure.request import FAILED, LOST_PEER, Request
 from planner.measure.topology import Layout, NodeShape, layout_of
 from planner.measure.world import World
 
-_DISAGREE = 0.08  # spread above which a case gets a further round
+_DISAGREE = 0.08  # deviation of its rounds above which a case gets a further round
 _LOST_WORDS = ("closed by peer", "connection reset", "timed out", "timeout", "monitoredbarrier", "broken pipe")
 
 
@@ -199,12 +198,12 @@ class _Run:
             self.slow.add(series)
 
     def _disagreeing(self, cases: Sequence[Case]) -> list[Case]:
-        """The cases whose rounds or samples differ most, at most a third of all."""
+        """The cases whose rounds differ most, at most a third of all."""
         spreads = {}
         for case in cases:
             known = self.records.get(key_of(case), [])
             if known and not known[0].refusal:
-                spreads[key_of(case)] = combine(known).spread
+                spreads[key_of(case)] = deviation([record.seconds for record in known])
         worst = sorted((key for key in spreads if spreads[key] > _DISAGREE), key=lambda key: -spreads[key])
         chosen = set(worst[: len(cases) // 3])
         self.slow.clear()
@@ -226,7 +225,5 @@ def _alone(case: Case, device: str) -> Batch:
         return kernels.attention(case, device)
     if isinstance(case, MemoryCase):
         return kernels.memory(case, device)
-    if isinstance(case, FusionCase):
-        return kernels.fusion(case, device)
     assert isinstance(case, LaunchCase)
     return kernels.launch(case, device)

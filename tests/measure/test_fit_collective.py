@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -107,6 +109,16 @@ def test_few_sizes_give_latency_and_bandwidth_alone() -> None:
     table = fit_collective("all_gather", few, reference="a quick measurement")
     assert (table.latency_us, table.low_latency_share, table.power) == ((), (), 1.0)
     assert np.all(np.diff(table.floor_us) > 0)
+
+
+def test_one_protocol_where_the_other_was_not_timed() -> None:
+    plain = replace(TRUE, power=1.0, latency_us=(), low_latency_share=())
+    made = timings("all_gather", plain, noise=0.01)
+    large = made.where(made.bytes >= 2**20)
+    table = fit_collective("all_gather", large, reference="large messages", low_latency=False)
+    assert (table.latency_us, table.low_latency_share, table.power) == ((), (), 1.0)
+    assert table.floor_us == pytest.approx(plain.floor_us, rel=0.2)
+    assert table.bandwidth_gb_per_second == pytest.approx(plain.bandwidth_gb_per_second, rel=0.02)
 
 
 def test_an_outlier_moves_little() -> None:

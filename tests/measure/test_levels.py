@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from planner.measure.cases import COLLECTIVES, Case, CollectiveCase, PeerCase, cases_for, key_of
+import planner
+from planner.errors import PlannerError
+from planner.measure.cases import (
+    COLLECTIVES,
+    AttentionCase,
+    Case,
+    CollectiveCase,
+    GemmCase,
+    PeerCase,
+    cases_for,
+    key_of,
+)
 from planner.measure.levels import topology
+from planner.measure.profile import Setting, build
 from planner.measure.records import Measurement
 from planner.measure.topology import Layout
 from planner.spec.hardware import Level
+from tests.measure.machine import FORMULAS
 
 LAYOUT = Layout(world=4, per_node=2)
 ALONE = Level(source="assumed", reference="test", link="none", gpus=2, bandwidth_gb_per_second=1.0, latency_us=1.0)
@@ -48,6 +61,30 @@ def test_latency_rate_and_cards_are_found(shared: bool, card_rate: float) -> Non
 
 def test_a_process_alone_takes_what_is_assumed() -> None:
     assert topology(Layout(world=1, per_node=1), {}, ALONE, "test") == ({"peer": ALONE}, None)
+
+
+def test_a_device_measured_alone_says_what_it_does_not_know() -> None:
+    facts = {"cpu": "made up", "cores": 1, "sockets": 1, "threads": 1, "torch": "2", "memory_gib": 4.0}
+    setting = Setting(layout=Layout(world=1, per_node=1), device="cpu", dtypes=("fp32",), quick=True, facts=facts)
+    measured = {case: Measurement(seconds=_seconds(case), spread=0.01) for case in setting.cases()}
+    memory = {"context_gib": 0.5, "communicator_gib": 0.0}
+    profile = build(setting, measured, memory, FORMULAS, name="mine", peaks=None, refusals={})
+    assert {number.source for number in profile.numbers() if number.key.startswith("topology.")} == {"assumed"}
+    assert "link to a second one is assumed" in profile.notes
+    assert list(profile.topology) == ["peer"]
+    assert planner.collective_seconds(profile, "all_reduce", 1e6, ranks=[0]) == 0.0
+    assert planner.collective_seconds(profile, "all_reduce", 1e6, ranks=range(2)) > 0.0
+    with pytest.raises(PlannerError, match="describes at most 2 GPUs"):
+        planner.collective_seconds(profile, "all_reduce", 1e6, ranks=range(3))
+
+
+def _seconds(case: Case) -> float:
+    """Of a device of 100 GFLOP/s and 10 GB/s."""
+    if isinstance(case, GemmCase):
+        return 1e-5 + case.flops / 1e11
+    if isinstance(case, AttentionCase):
+        return 1e-5 + 4.0 * case.batch * case.heads * case.query_len * case.kv_len * case.head_dim / 1e11
+    return 1e-5 + getattr(case, "bytes_", 0) / 1e10
 
 
 def test_every_case_has_a_key_of_its_own() -> None:

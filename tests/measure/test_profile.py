@@ -125,7 +125,7 @@ def test_a_run_that_is_killed_leaves_no_profile_and_is_taken_up(tmp_path: Path) 
         assert sorted(workers) == [0, 1]
         process.kill()
         process.wait()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in workers.values()):
         assert time.monotonic() < until, "workers outlive what started them"
         time.sleep(0.05)
@@ -135,7 +135,7 @@ def test_a_run_that_is_killed_leaves_no_profile_and_is_taken_up(tmp_path: Path) 
     with started(output) as process:
         wait_for_records(output, len(kept) + 1)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=120)
         assert process.returncode == 130
     assert "resuming" in said
     assert not output.exists()
@@ -147,7 +147,7 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path) -> None:
     with started(output) as process:
         wait_for_records(output, 3)
         os.kill(workers_of(process)[1], signal.SIGKILL)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=120)
         assert process.returncode == 1
     assert "rank 1" in said
     assert "signal 9" in said
@@ -160,7 +160,7 @@ def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
         wait_for_records(output, 3)
         stopped = workers_of(process)[1]
         os.kill(stopped, signal.SIGSTOP)
-        _, said = process.communicate(timeout=40)
+        _, said = process.communicate(timeout=120)
         assert process.returncode == 1
     assert "rank 1" in said
 
