@@ -65,7 +65,8 @@ class MemoryOverhead(Section):
     """Memory that no tensor of the model takes."""
 
     context_gib: Size  # driver context and kernels
-    communicator_gib: Size = 0.0  # buffers of the communication library
+    communicator_gib: Size = 0.0  # of the communication library, for each kind of group a GPU belongs to
+    workspace_gib: Size = 0.0  # of the matrix library, which the allocator counts
     reserved_share: Share = 0.0  # held by the allocator above what is allocated
 
 
@@ -84,6 +85,8 @@ class Interference(Section):
 
     compute_factor: Factor
     communication_factor: Factor
+    hidden_tp: Share = 0.0  # of tensor-parallel exchange, where it is overlapped with the products around it
+    hidden_ep: Share = 0.0  # of the experts' exchange likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +166,9 @@ class SoftwareStack(Section):
     expert_layer_us: Microseconds = 0.0  # further, per layer with experts
     collective_us: Microseconds = 0.0  # per collective
     step_us: Microseconds = 0.0  # per step
-    elementwise_share: Share = 1.0  # of elementwise traffic left after fusion
+    attention_share: Efficiency = 1.0  # of the attention curves' rates, that this stack's kernels reach
+    low_precision_share: Efficiency = 1.0  # of the rates of 8-bit and 4-bit products, likewise
+    blocking: Size = 0.0  # where launches wait for the kernel before: their cost over that of others; it adds up
 
 
 def bus_factor(kind: str, ranks: int) -> float:

@@ -70,7 +70,7 @@ def spec_data_from_config(config: Mapping[str, Any], name: str = "") -> dict[str
             value=config,
             remedy="give the config.json of a model",
         )
-    model_type = _model_type(config)
+    model_type = model_type_of(config)
     keys = Keys(config, DEFAULTS[model_type])
     _check_head(keys, model_type)
     keys.refuse_unless("pruned_heads", {}, "layers with fewer heads than others are not built")
@@ -78,7 +78,7 @@ def spec_data_from_config(config: Mapping[str, Any], name: str = "") -> dict[str
     return {"name": name or model_type} | READERS[model_type](keys)
 
 
-def _model_type(config: Mapping[str, Any]) -> str:
+def model_type_of(config: Mapping[str, Any]) -> str:
     """`model_type`, or where it is missing the type after which the architecture is named."""
     stated = config.get("model_type")
     if stated is None:

@@ -1,8 +1,8 @@
 """The one place that says whether a strategy can run: search, estimate and executor all ask here.
 
 A rule is a function of the case that returns what is broken, or None. RULES names them, so that a search can
-count why candidates fell away. Rules about a runtime hold for the stacks that this package executes (eager,
-compiled, cuda_graph); `stack: megatron` describes runs of another program and is bound by arithmetic alone.
+count why candidates fell away, READS their keys, so that it asks once. Rules about a runtime hold for the stacks
+that this package executes; `stack: megatron` describes runs of another program and is bound by arithmetic alone.
 The vocabulary needs no rule: it is padded (`padded_vocab`).
 """
 
@@ -199,6 +199,18 @@ def _replicate(c: Case) -> Broken | None:
     return None
 
 
+def _expert_copies(c: Case) -> Broken | None:
+    w, s = c.workload, c.strategy
+    if isinstance(w, ServeWorkload) or w.stack == "megatron" or c.model is None or c.model.moe is None:
+        return None
+    if s.zero == 0 or s.dp % s.dp_replicate or s.tp * s.cp * s.dp % (s.ep * s.etp):
+        return None
+    if s.expert_dp % s.dp_replicate == 0:
+        return None
+    return Broken("dp_replicate", f"dp_replicate divides the {s.expert_dp} ranks that hold the same experts",
+                  s.dp_replicate, _nearest_divisors(s.expert_dp, s.dp_replicate, "dp_replicate"))  # fmt: skip
+
+
 def _positions(c: Case) -> Broken | None:
     if c.model is None:
         return None
@@ -322,6 +334,7 @@ RULES: dict[str, Callable[[Case], Broken | None]] = {
     "experts": _experts,
     "expert_ranks": _expert_ranks,
     "dp_replicate": _replicate,
+    "expert_copies": _expert_copies,
     "positions": _positions,
     "context": _context,
     "sequence": _sequence,
@@ -333,6 +346,17 @@ RULES: dict[str, Callable[[Case], Broken | None]] = {
     "zero": _zero,
     "compiled": _compiled,
 }
+
+# the keys that decide whether a training strategy breaks a rule; the others may take any value
+READS: dict[str, tuple[str, ...]] = {
+    "gpus": ("tp", "pp", "dp", "cp", "attention_dp", "replicas"), "mode": ("attention_dp", "replicas"),
+    "serving": (), "heads": ("tp",), "kv_heads": ("tp",), "ffn": ("tp",), "experts": ("ep", "etp"),
+    "expert_ranks": ("tp", "cp", "dp", "ep", "etp"), "dp_replicate": ("dp", "zero", "dp_replicate"),
+    "expert_copies": ("tp", "cp", "dp", "ep", "etp", "zero", "dp_replicate"), "positions": (),
+    "context": ("cp",), "sequence": ("tp", "cp", "sp"), "layers": ("pp", "vpp"), "encoder_decoder": ("pp", "cp"),
+    "batch": ("dp", "microbatch"), "virtual_stages": ("pp", "vpp", "schedule"),
+    "microbatches": ("dp", "microbatch", "pp", "schedule"), "zero": ("zero", "pp"), "compiled": ("schedule",),
+}  # fmt: skip
 
 
 def _batch_remedy(workload: TrainWorkload, strategy: Strategy) -> str:

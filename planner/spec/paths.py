@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -58,7 +58,8 @@ def breadth(pattern: str, path: str) -> float:
     wanted, given = pattern.split("."), path.split(".")
     if len(wanted) != len(given):
         return 0
-    return math.prod(_component_breadth(*pair) for pair in zip(wanted, given, strict=True))
+    each = [_component_breadth(*pair) for pair in zip(wanted, given, strict=True)]
+    return math.prod(each) if all(each) else 0  # infinity times nothing is no number
 
 
 def lookup(table: Mapping[str, T], path: str) -> T | None:
@@ -70,6 +71,11 @@ def lookup(table: Mapping[str, T], path: str) -> T | None:
         if 0 < width <= least:
             best, least = value, width
     return best
+
+
+def unmatched(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
+    """Patterns that match none of the paths."""
+    return [pattern for pattern in patterns if not any(breadth(pattern, path) for path in paths)]
 
 
 def folded(table: Mapping[str, T]) -> dict[str, T]:

@@ -151,7 +151,7 @@ class Plan:
     estimate: Estimate
     stages: tuple[Stage, ...]
     modules: dict[str, ModuleSplit] = field(default_factory=dict)
-    recompute: dict[str, Recompute] = field(default_factory=dict)  # of blocks; none where nothing is said
+    recompute: dict[str, Recompute] = field(default_factory=dict)  # of blocks; none where nothing is said of one
     collectives: tuple[ExpectedCollective, ...] = ()
     certificate: Certificate | None = None  # none: the layout was given, not searched for
     runners_up: tuple[RunnerUp, ...] = ()
@@ -163,12 +163,12 @@ class Plan:
     @classmethod
     def from_dict(cls, data: Any, source: Source | None = None) -> Plan:
         """A plan from YAML data."""
-        if isinstance(data, Mapping):
-            _check_version(data, source or Source())
-            inner = data.get("estimate")
-            if isinstance(inner, Mapping):
-                data = {**data, "estimate": {**{key: data[key] for key in _SHARED if key in data}, **inner}}
-        return decode(cls, data, source)
+        if not isinstance(data, Mapping):
+            return decode(cls, data, source)
+        _check_version(data, source or Source())
+        resized = _with_figures_for(data)
+        plan = _decoded(resized, source)
+        return plan if resized is data or plan.edited else _decoded(data, source)
 
     def to_dict(self) -> dict[str, Any]:
         """YAML data without neutral keys, in the order in which a person reads."""
@@ -274,7 +274,10 @@ class Plan:
         return lookup(self.modules, path)
 
     def recompute_of(self, path: str) -> Recompute:
-        """Whether a block is computed again in backward."""
+        """What backward computes again of a block: where no line speaks of any block, what the strategy says."""
+        word = self.strategy.recompute
+        if not self.recompute and word != "auto":
+            return word
         return lookup(self.recompute, path) or "none"
 
     def require_same(self, model_digest: str, hardware_digest: str) -> None:
@@ -291,8 +294,45 @@ class Plan:
 
 def load_plan(path: str | Path) -> Plan:
     """A plan from its file."""
+    return read_plan(path)[0]
+
+
+def read_plan(path: str | Path) -> tuple[Plan, Source]:
+    """A plan from its file, and where each key stands in it: for what is found wrong with it later."""
     data, source = read_yaml(Path(path))
-    return Plan.from_dict(data, source)
+    return Plan.from_dict(data, source), source
+
+
+def _decoded(data: Mapping[str, Any], source: Source | None) -> Plan:
+    inner = data.get("estimate")
+    if isinstance(inner, Mapping):
+        data = {**data, "estimate": {**{key: data[key] for key in _SHARED if key in data}, **inner}}
+    try:
+        return decode(Plan, data, source)
+    except PlannerError as error:
+        if source and error.key.startswith("stages."):  # a rule of the plan itself names places in lists
+            path = tuple(int(part) if part.isdigit() else part for part in error.key.split("."))
+            error.where = source.place(path)
+        raise
+
+
+def _with_figures_for(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where a person gave another pp and its stages, memory of that many stages, and no collectives.
+
+    The figures of an edited plan wait for a new estimate whatever they are.
+    """
+    strategy, stages, inner = data.get("strategy"), data.get("stages"), data.get("estimate")
+    if not (isinstance(strategy, Mapping) and isinstance(stages, list) and isinstance(inner, Mapping)):
+        return data
+    memory = inner.get("memory_per_stage")
+    if not isinstance(memory, list) or not memory:
+        return data
+    count = len(stages)
+    if count in (0, len(memory)) or strategy.get("pp", 1) != count:
+        return data
+    kept = {key: value for key, value in inner.items() if key != "memory_bytes"}
+    resized = (memory + memory[-1:] * count)[:count]
+    return {**data, "estimate": {**kept, "memory_per_stage": resized}, "collectives": []}
 
 
 def content_digest(content: Any) -> str:

@@ -21,6 +21,7 @@ Stack = Literal["eager", "compiled", "megatron", "cuda_graph"]
 Engine = Literal["vllm", "sglang", "tensorrt_llm"]
 
 Length = Annotated[int, Range(1, 1_000_000_000)]
+Imbalance = Annotated[float, Range(1.0, 1000.0)]
 Milliseconds = Annotated[float, Range(0.0, 1e9)]
 
 _LONGEST_DEFAULT_TOKENS = 4096
@@ -36,6 +37,8 @@ class TrainWorkload:
     precision: Precision  # of the matrix products; master weights and optimizer stay fp32
     optimizer: Optimizer = "adamw"
     stack: Stack = "eager"  # whose launch behaviour and memory layout: plain torch unless stated
+    imbalance: Imbalance = 1.0  # tokens that the busiest expert rank gets, over their mean
+    loss_in_place: bool = True  # gradients overwrite probabilities, as here and in Megatron; not F.cross_entropy
 
     def to_dict(self) -> dict[str, Any]:
         """YAML data without the keys that stand at their default."""

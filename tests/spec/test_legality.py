@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -9,9 +12,18 @@ import pytest
 from hypothesis import given, settings
 
 from planner.errors import PlannerError
-from planner.spec.legality import RULES, Violation, nearest_batches, padded_vocab, require_legal, violations
+from planner.spec.legality import (
+    READS,
+    RULES,
+    Case,
+    Violation,
+    nearest_batches,
+    padded_vocab,
+    require_legal,
+    violations,
+)
 from planner.spec.model import ModelSpec
-from planner.spec.strategy import Strategy
+from planner.spec.strategy import Overlap, Strategy
 from planner.spec.workload import TrainWorkload, workload_from_dict
 from tests.spec.examples import EXPERT_MODEL, MODEL, STRATEGY, example
 from tests.spec.spec_strategies import models, parallel_strategies
@@ -61,6 +73,8 @@ def broken(*arguments: Any, **keywords: Any) -> list[str]:
         (LLAMA, {"pp": 4}, {"global_batch": 2, "stack": "megatron"}),
         (MIXTRAL, {"tp": 2, "dp": 8, "ep": 8, "etp": 2}, {}),
         (MIXTRAL, {"tp": 8, "ep": 8}, {}),
+        (MIXTRAL, {"dp": 8, "ep": 4, "zero": 3, "dp_replicate": 2}, {}),
+        (MIXTRAL, {"dp": 8, "ep": 4, "zero": 3, "dp_replicate": 4}, {"stack": "megatron"}),
         (DEEPSEEK, {"dp": 64, "ep": 64, "zero": 1}, {}),
         (T5, {"tp": 8, "dp": 4}, {}),
         (VIT, {"tp": 8, "pp": 4}, {}),
@@ -100,6 +114,8 @@ def test_legal(model: ModelSpec | None, strategy: dict[str, Any], workload: dict
          "set dp_replicate to 2 or 4"),
         ("dp_replicate", LLAMA, {"dp": 8, "dp_replicate": 2}, {}, "dp_replicate",
          "leave dp_replicate out, or set zero to 1 or more"),
+        ("expert_copies", MIXTRAL, {"dp": 8, "ep": 4, "zero": 3, "dp_replicate": 4}, {}, "dp_replicate",
+         "set dp_replicate to 2"),
         ("positions", GPT, {}, {"seq_len": 4096, "global_batch": 8}, "seq_len",
          "use at most 2048 tokens, or raise max_positions"),
         ("positions", GPT, {}, {"mode": "serve", "input_len": 2000, "output_len": 100}, "input_len",
@@ -205,3 +221,62 @@ def test_the_nearest_batches_are_legal_and_nearest(pp: int, unit: int, batch: in
     above = next(count for count in range(batch + 1, 10_000) if runs(count))
     below = [count for count in range(batch - 1, 0, -1) if runs(count)][:1]
     assert near == (*below, above)
+
+
+def drawn(chance: random.Random) -> Strategy:
+    """Any strategy, small degrees most of the time so that rules are kept as well as broken."""
+
+    def degree() -> int:
+        return chance.choice([1, 1, 2, 2, 3, 4, 6, 8, 16, 48])
+
+    return Strategy(
+        **{key: degree() for key in ("tp", "pp", "dp", "cp", "ep", "etp", "microbatch", "dp_replicate")},
+        vpp=chance.choice([1, 1, 2, 4, 20]), zero=chance.randrange(4), sp=chance.random() < 0.5,
+        attention_dp=chance.choice([1, 1, 1, 2]), replicas=chance.choice([1, 1, 1, 2]),
+        schedule=chance.choice(["gpipe", "1f1b", "interleaved", "zb", "zbv"]),
+        recompute=chance.choice(["none", "selective", "full", "auto"]),
+        order=chance.choice(["tp-cp-dp-pp", "tp-cp-pp-dp", "pp-dp-cp-tp"]),
+        overlap=Overlap(tp=chance.random() < 0.5, dp=chance.random() < 0.5),
+        grad_dtype=chance.choice(["fp32", "bf16"]),
+    )  # fmt: skip
+
+
+def test_a_rule_reads_the_keys_that_it_says_and_no_others() -> None:
+    chance = random.Random(5)
+    verdicts: Counter[tuple[str, bool]] = Counter()
+    for _ in range(3000):
+        model = chance.choice([LLAMA, MIXTRAL, DEEPSEEK, GPT, T5, VIT, None])
+        workload = TrainWorkload(
+            seq_len=chance.choice([257, 1024, 4096, 12288]), global_batch=chance.choice([7, 96, 1024, 3072]),
+            precision="bf16", stack=chance.choice(["eager", "compiled", "megatron"]),
+        )  # fmt: skip
+        strategy, other, gpus = drawn(chance), drawn(chance), chance.choice([8, 64, 96])
+        told = {item.name for item in violations(model, workload, strategy, gpus)}
+        for name, rule in RULES.items():
+            read = {key: getattr(strategy, key) for key in READS[name]}
+            for asked in (Strategy(**read), replace(other, **read)):
+                assert (rule(Case(model, workload, asked, gpus)) is not None) == (name in told), (name, asked)
+            verdicts[name, name in told] += 1
+    assert set(READS) == set(RULES)
+    assert {name for name in RULES if not verdicts[name, False]} == set()
+    assert {name for name in RULES if not verdicts[name, True]} == {"serving"}, "training is not served"
+
+
+def test_a_rule_needs_every_key_that_it_says_it_reads() -> None:
+    """Each key moves the verdict in some case: a key too many would be asked about too often."""
+    chance = random.Random(6)
+    moved = set()
+    for _ in range(6000):
+        model = chance.choice([LLAMA, MIXTRAL, T5])
+        workload = TrainWorkload(
+            seq_len=4096, global_batch=chance.choice([6, 96, 1024]), precision="bf16",
+            stack=chance.choice(["eager", "compiled"]),
+        )  # fmt: skip
+        strategy, other, gpus = drawn(chance), drawn(chance), 64
+        for name, rule in RULES.items():
+            verdict = rule(Case(model, workload, strategy, gpus)) is None
+            for key in READS[name]:
+                changed = replace(strategy, **{key: getattr(other, key)})
+                if (rule(Case(model, workload, changed, gpus)) is None) != verdict:
+                    moved.add((name, key))
+    assert moved == {(name, key) for name in RULES for key in READS[name]}

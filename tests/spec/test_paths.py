@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from planner.spec.paths import NOTHING, Span, breadth, folded, is_pattern, lookup
+from planner.spec.paths import NOTHING, Span, breadth, folded, is_pattern, lookup, unmatched
 from tests.spec.spec_strategies import spans, words
 from tests.spec.strategies import STEADY
 
@@ -79,3 +79,9 @@ def test_what_is_no_span(plain: object) -> None:
 @pytest.mark.parametrize("text", ["", "a..b", "a b", "a.", "layers.3-1.x", "layers.0,9-8"])
 def test_what_is_no_pattern(text: str) -> None:
     assert not is_pattern(text)
+
+
+def test_a_star_beside_what_differs_matches_nothing() -> None:
+    assert breadth("blocks.*.mlp", "blocks.0.ffn") == 0
+    patterns = ["blocks.*.mlp", "blocks.*.ffn", "head"]
+    assert unmatched(patterns, ["blocks.0.ffn", "norm"]) == ["blocks.*.mlp", "head"]

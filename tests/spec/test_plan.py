@@ -11,7 +11,7 @@ from planner.errors import PlannerError
 from planner.spec.hardware import HardwareProfile
 from planner.spec.model import ModelSpec
 from planner.spec.paths import Span
-from planner.spec.plan import ModuleSplit, Plan, content_digest, load_plan
+from planner.spec.plan import ModuleSplit, Plan, content_digest, load_plan, read_plan
 from planner.spec.workload import ServeWorkload
 from planner.spec.yaml_text import parse_yaml
 from tests.spec.examples import MODEL, PLAN, PROFILE, SERVE, example, sealed_plan
@@ -77,6 +77,14 @@ def test_splits_and_recompute_by_module_path() -> None:
     assert [plan.recompute_of(f"layers.{layer}") for layer in (0, 2, 3, 18, 19)] == [
         "full", "full", "selective", "selective", "none",
     ]  # fmt: skip
+
+
+def test_without_lines_blocks_recompute_what_the_strategy_says() -> None:
+    assert Plan.from_dict(example(PLAN, recompute={})).recompute_of("layers.7") == "selective"
+    assert (
+        Plan.from_dict(example(PLAN, recompute={}, strategy__recompute="auto")).recompute_of("layers.7") == "none"
+    )
+    assert Plan.from_dict(example(PLAN, recompute={"layers.7": "full"})).recompute_of("layers.8") == "none"
 
 
 def test_an_edit_is_noticed() -> None:
@@ -216,3 +224,42 @@ def test_an_illegal_edit_names_its_line(tmp_path: Path) -> None:
         load_plan(path)
     line = text[: text.index("diagonal")].count("\n") + 1
     assert caught.value.where == f"{path}:{line}"
+
+
+def test_a_plan_with_the_places_of_its_keys(tmp_path: Path) -> None:
+    plan, path = sealed_plan(), tmp_path / "plan.yaml"
+    plan.save(path)
+    found, source = read_plan(path)
+    assert found == plan
+    line = plan.to_yaml().splitlines().index("  layers.3.attention.output: {split: replicate}") + 1
+    assert source.place(("modules", "layers.3.attention.output")) == f"{path}:{line}"
+
+
+def test_stages_that_do_not_follow_one_another_name_their_line(tmp_path: Path) -> None:
+    text = sealed_plan().to_yaml().replace("layers: [19-39]", "layers: [20-39]")
+    path = tmp_path / "plan.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(PlannerError, match="starts with layer 19") as caught:
+        load_plan(path)
+    assert caught.value.where == f"{path}:{text[: text.index('[20-39]')].count(chr(10)) + 1}"
+
+
+@pytest.mark.parametrize("pp", [2, 8])
+def test_another_pp_with_its_stages_waits_for_new_figures(pp: int) -> None:
+    each = 80 // pp
+    stages = [{"layers": [f"{stage * each}-{stage * each + each - 1}"]} for stage in range(pp)]
+    dp = 64 // 8 // pp
+    data = example(sealed_plan().to_dict(), strategy__pp=pp, strategy__dp=dp, stages=stages)
+    del data["mesh"]
+    plan = Plan.from_dict(data)
+    assert len(plan.estimate.memory_per_stage) == pp
+    assert plan.collectives == ()
+    assert plan.edited
+
+
+def test_figures_of_another_number_of_stages_are_refused_where_the_stages_are_not_edited() -> None:
+    data = example(sealed_plan().to_dict())
+    data["estimate"]["memory_per_stage"].pop()
+    with pytest.raises(PlannerError) as caught:
+        Plan.from_dict(data)
+    assert caught.value.key == "estimate.memory_per_stage"
