@@ -112,7 +112,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Self-attention over x, or cross-attention from x to `memory`."""
         source = x if memory is None else memory
-        q, k, v = self._heads(self.query(x)), self._heads(self.key(source)), self._heads(self.value(source))
+        q, k, v = self.project(x, source)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -123,6 +123,10 @@ class Attention(nn.Module):
             k, v = cache.extended(k, v)
         out: Tensor = self.output(self.core(q, k, v, positions).transpose(1, 2).flatten(2))
         return out
+
+    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys and values of `source`, [b, s, heads, head dim]."""
+        return self._heads(self.query(x)), self._heads(self.key(source)), self._heads(self.value(source))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from planner.models.decoder import Decoder
 from planner.models.encoder import Encoder, EncoderDecoder
@@ -39,20 +39,24 @@ def initialise(module: nn.Module, seed: int = 0, deviation: float = 0.02) -> nn.
     with torch.no_grad():
         for path, parameter in module.named_parameters():
             owner = module.get_submodule(path.rpartition(".")[0])
-            _fill(parameter, path, owner, seed, deviation)
+            parameter.copy_(drawn(path, owner, parameter.shape, seed, deviation))
         for buffer in module.buffers():
             buffer.zero_()
     return module
 
 
-def _fill(parameter: nn.Parameter, path: str, owner: nn.Module, seed: int, deviation: float) -> None:
+def drawn(path: str, owner: nn.Module, shape: torch.Size, seed: int = 0, deviation: float = 0.02) -> Tensor:
+    """The values of one parameter of `owner`: on the CPU in fp32, so that no device or precision changes them."""
     leaf = path.rpartition(".")[2]
     if leaf.endswith("bias") or leaf == "sinks":
-        parameter.zero_()
-    elif "Norm" in type(owner).__name__:
-        parameter.fill_(0.0 if getattr(owner, "unit_offset", False) else 1.0)
-    else:
-        digest = hashlib.sha256(f"{seed}/{path}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        # drawn on the CPU in fp32, so that neither device nor precision changes the draw
-        parameter.copy_(torch.empty(parameter.shape, device="cpu").normal_(0.0, deviation, generator=generator))
+        return torch.zeros(shape)
+    if "Norm" in type(owner).__name__:
+        return torch.full(shape, 0.0 if getattr(owner, "unit_offset", False) else 1.0)
+    generator = generator_for(f"{seed}/{path}")
+    return torch.empty(shape, device="cpu").normal_(0.0, deviation, generator=generator)
+
+
+def generator_for(text: str) -> torch.Generator:
+    """Random numbers that follow from a text alone."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
