@@ -9,14 +9,15 @@ rank getting the bandwidth w across it (cards and uplinks shared with the groups
     hierarchical  what is inside, then 2(f−1)/f · B/(k·w), then what is inside again; one after the other
     direct        bytes to each peer over the links on the way, all links at once; all-to-all
 
-Ring and tree stream chunks, so that the slowest link alone counts. An all-gather or reduce-scatter takes an
-all-reduce where that is cheaper, as it is for small messages in large groups. Sources: Thakur et al. 2005 (ring,
-tree), NCCL's documentation of bus bandwidth. Left out: contention with unequal groups, and switches that reduce
-between nodes.
+Ring and tree stream chunks, so that the slowest link alone counts; what is inside takes as long as by itself. An
+all-gather or reduce-scatter takes an all-reduce where that is cheaper, as it is for small messages in large
+groups. Sources: Thakur et al. 2005 (ring, tree), NCCL's documentation of bus bandwidth. Left out: contention with
+unequal groups, switches that reduce between nodes, cards that share a PCIe link with the GPUs' own traffic.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -45,17 +46,18 @@ _NVLS_EFFICIENCY = 0.74
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """One way to run a collective: steps one after the other."""
+    """One way to run a collective: steps one after the other, and what they pass through besides."""
 
     name: str
     steps: tuple[Curve, ...]
+    inside: Curve | None = None  # no stream is faster than its part inside a level is by itself
 
     def seconds(self, count: Any) -> Any:
         """Time for a number of bytes, or for an array of them."""
         total = self.steps[0].seconds(count)
         for step in self.steps[1:]:
             total = total + step.seconds(count)
-        return total
+        return total if self.inside is None else _longer(total, self.inside.seconds(count))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,7 @@ class CollectiveCost:
     """A collective of one placed group, ready for any number of bytes."""
 
     algorithms: tuple[Algorithm, ...]  # none: a group of one
-    custom: Algorithm | None = None  # of a serving engine, for messages up to `custom_bytes`
+    custom: Algorithm | None = None  # of a serving engine, which takes it for messages up to `custom_bytes`
     custom_bytes: float = 0.0
 
     def seconds(self, bytes_: Bytes) -> Any:
@@ -75,19 +77,19 @@ class CollectiveCost:
             return time
         # engines change over at once; half an octave to either side keeps the cost continuous
         share = np.clip(np.log2(np.maximum(bytes_, 1.0) / self.custom_bytes) + 0.5, 0.0, 1.0)
-        own = np.minimum(self.custom.seconds(bytes_), time)
-        mixed = own ** (1.0 - share) * time**share
+        own = self.custom.seconds(np.minimum(bytes_, self.custom_bytes))
+        mixed = np.maximum(own, own ** (1.0 - share) * time**share)
         return mixed if isinstance(bytes_, np.ndarray) else float(mixed)
 
     def chosen(self, bytes_: Bytes) -> Any:
-        """Name of the cheapest algorithm; for an array, an array of names."""
+        """Name of the algorithm that is taken; for an array, an array of names."""
         if not self.algorithms:
             return np.full(bytes_.shape, "none") if isinstance(bytes_, np.ndarray) else "none"
         names = [item.name for item in self.algorithms]
         times = [np.asarray(item.seconds(bytes_)) for item in self.algorithms]
         if self.custom is not None:
             names.append(self.custom.name)
-            times.append(np.where(np.asarray(bytes_) <= self.custom_bytes, self.custom.seconds(bytes_), np.inf))
+            times.append(np.where(np.asarray(bytes_) <= self.custom_bytes, -np.inf, np.inf))
         chosen = np.array(names)[np.argmin(times, axis=0)]
         return chosen if isinstance(bytes_, np.ndarray) else str(chosen)
 
@@ -107,6 +109,8 @@ def collective_seconds(
     Bytes: all_reduce and broadcast the buffer, all_gather the total output, reduce_scatter the total input,
     all_to_all one rank's send buffer, p2p the message. `concurrent_groups` counts the groups of the same shape
     that run at the same time, this one included; those that lie beside it share cards and uplinks.
+    `custom_all_reduce` is the serving engines' own, from a CUDA graph or launched eagerly, which includes what
+    the host takes: groups inside one level use it up to the size from which on the library is faster.
     """
     cost = collective_cost(profile, kind, ranks, concurrent_groups, dtype, custom_all_reduce)
     return cost.seconds(_checked_bytes(bytes_))
@@ -122,7 +126,7 @@ def chosen_algorithm(
     dtype: str = "bf16",
     custom_all_reduce: Literal["graph", "eager"] | None = None,
 ) -> Any:
-    """Name of the algorithm that `collective_seconds` found cheapest."""
+    """Name of the algorithm that `collective_seconds` is the cost of."""
     cost = collective_cost(profile, kind, ranks, concurrent_groups, dtype, custom_all_reduce)
     return cost.chosen(_checked_bytes(bytes_))
 
@@ -141,10 +145,11 @@ def collective_cost(
     if placement.size == 1:
         return CollectiveCost(algorithms=())
     group = _Group(placement, concurrent_groups, _is_one_byte(dtype))
-    custom = None if custom_all_reduce is None else group.custom_table(custom_all_reduce)
+    asked = custom_all_reduce if kind == "all_reduce" else None
+    custom = None if asked is None else group.custom_table(asked)
     return CollectiveCost(
         algorithms=group.algorithms(kind),
-        custom=None if custom is None else group.measured(custom, "all_reduce", f"custom {custom_all_reduce}"),
+        custom=None if custom is None else group.measured(custom, kind, f"custom {asked}"),
         custom_bytes=0.0 if custom is None else min(custom.largest_bytes, 2.0**100),
     )
 
@@ -262,13 +267,23 @@ class _Group:
 
     def _direct(self, base: int) -> Algorithm:
         curve = self._base_curve("all_to_all", base)
-        within = self.crossings[base].ranks if base >= 0 else 1
         latency, rate = 0.0, 0.0
         for crossing, bandwidth in list(zip(self.crossings, self.bandwidths, strict=True))[base + 1 :]:
             latency += math.log2(crossing.fanout) * self._latency_of(crossing)
             rate = max(rate, (self.size - crossing.inner_ranks) / self.size / bandwidth)
-        # of the send buffer the share that stays inside is what the table's all-to-all would move there
-        return self._streamed("direct", curve.slower(within / self.size), latency, rate)
+        return self._streamed("direct", curve.slower(self._share_inside(base)), latency, rate)
+
+    def _share_inside(self, base: int) -> float:
+        """What links that a table covers carry of a send buffer, beside what its own all-to-all moves there.
+
+        What leaves by cards does not pass them; what goes on over wider links of the same kind does.
+        """
+        if base < 0:
+            return 1.0
+        within = self.crossings[base].ranks
+        beyond = itertools.takewhile(lambda crossing: crossing.level.nics is None, self.crossings[base + 1 :])
+        reached = max((crossing.ranks for crossing in beyond), default=within)
+        return (reached - 1) / self.size / bus_factor("all_to_all", within)
 
     def _p2p(self) -> Algorithm:
         latency = self._latency_of(self.crossings[-1])
@@ -290,8 +305,12 @@ class _Group:
         return latency
 
     def _streamed(self, name: str, inside: Curve, latency: float, rate: float) -> Algorithm:
-        power = self.crossings[-1].level.power
-        return Algorithm(name=name, steps=(inside.through(latency=latency, rate=rate, power=power),))
+        stream = inside.through(latency=latency, rate=rate, power=self.crossings[-1].level.power)
+        return Algorithm(name=name, steps=(stream,), inside=inside if inside.rate else None)
+
+
+def _longer(one: Any, other: Any) -> Any:
+    return np.maximum(one, other) if isinstance(one, np.ndarray) else max(one, other)
 
 
 def _cheapest(algorithms: tuple[Algorithm, ...], count: Any) -> Any:

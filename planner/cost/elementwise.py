@@ -1,7 +1,7 @@
 """Seconds of kernels that memory bounds, and of the host that issues kernels.
 
 Sizes may be scalars or numpy arrays that broadcast. A fused kernel reads its inputs once and writes its
-outputs once; what a compiler fuses further is `elementwise_share` of a software stack.
+outputs once; which operators share a kernel is told in fusion.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _LOGIT_BYTES = 4.0  # losses are computed in fp32
 _INDEX_BYTES = 8.0  # token ids and targets are int64
 _STATISTIC_BYTES = 4.0  # a norm keeps its mean or inverse deviation of each token in fp32
 _SINGLE = 4.0
+_HOST_POWER = 8.0  # how sharply the longer of host and device rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,3 +120,10 @@ def host_seconds(
 def issued_seconds(device_seconds: Any, issuing_seconds: Any) -> Any:
     """Device and host work side by side: the longer of both (the host runs ahead, or the device waits)."""
     return np.maximum(device_seconds, issuing_seconds)[()]
+
+
+def host_waiting(issuing: Any, device: Any) -> Any:
+    """What the host adds: parts of a block wait for it, others for the device, so the longer rules gradually."""
+    longer, shorter = np.maximum(issuing, device), np.minimum(issuing, device)
+    both = longer * (1.0 + (shorter / np.maximum(longer, 1e-30)) ** _HOST_POWER) ** (1.0 / _HOST_POWER)
+    return both - device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -15,12 +17,18 @@ from tests.measured_rows import (
     COLLECTIVES,
     DATA,
     ELEMENTS,
+    ENGINE_MODES,
+    MESH,
+    MESH_SIZES,
     SYSTEMS,
     Floats,
     across_nodes_profile,
     across_nodes_rows,
     attention_rows,
+    custom_all_reduce_rows,
+    custom_predicted,
     gemm_rows,
+    mesh_rows,
     nccl_rows,
     profile,
 )
@@ -128,7 +136,7 @@ def test_few_numbers_for_each_attention_kernel() -> None:
 
 # Collectives
 
-COLLECTIVE_LIMIT, ACROSS_NODES_LIMIT = 6.0, 20.0
+COLLECTIVE_LIMIT, ACROSS_NODES_LIMIT, CUSTOM_LIMIT = 6.0, 20.0, 7.0
 
 
 def _nccl_error(name: str, kind: CollectiveKind) -> float:
@@ -173,6 +181,24 @@ def test_eight_bit_elements_are_not_reduced_in_switches() -> None:
     for dtype, published in (("fp16", 445e9), ("int8", 351e9)):
         seconds = collective_seconds(found, "all_reduce", 2.0**29, ranks=range(8), dtype=dtype)
         assert 1.75 * 2**29 / seconds == pytest.approx(published, rel=0.1)
+
+
+@needs_data
+@pytest.mark.parametrize("mode", ENGINE_MODES)
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "l40s-pcie"])  # slower there than NCCL
+def test_the_all_reduce_of_serving_engines(name: str, mode: Literal["graph", "eager"]) -> None:
+    rows, _ = custom_all_reduce_rows(name, mode)
+    errors = 100.0 * np.abs(custom_predicted(name, rows, mode) / rows.seconds[rows.kept] - 1.0)
+    assert errors.size >= 20
+    assert errors.mean() <= CUSTOM_LIMIT
+
+
+@needs_data
+@pytest.mark.parametrize("size", MESH_SIZES)
+def test_all_reduces_in_a_cube_mesh(size: int) -> None:
+    rows = mesh_rows((size,))
+    predicted = collective_seconds(profile(MESH), "all_reduce", rows.sizes["bytes"], ranks=range(size))
+    assert (100.0 * np.abs(predicted / rows.seconds - 1.0)).mean() <= COLLECTIVE_LIMIT
 
 
 @needs_data

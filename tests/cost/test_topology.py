@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from typing import Any
 
 import hypothesis.strategies as st
@@ -114,12 +113,8 @@ def test_ranks_beyond_the_topology_are_refused() -> None:
         place(HardwareProfile.from_dict(one_node), range(1, 9))
 
 
-def test_a_hundred_thousand_gpus_cost_nothing() -> None:
-    start = time.process_time()
-    for _ in range(100):
-        place(H100, range(100_000))
-        place(H100, range(0, 100_000, 8))
-    assert time.process_time() - start < 5.0
+def test_a_hundred_thousand_gpus_are_a_few_subtrees() -> None:
+    assert place(H100, range(0, 100_000, 8)).size == 12_500
     graph = topology_graph(H100, 100_000)
     assert set(graph) == {("spine", 100_000), ("rail", 256), ("rail", 160), ("nvlink", 8), ("gpu", 1)}
     assert graph.edges[("spine", 100_000), ("rail", 256)]["count"] == 390
