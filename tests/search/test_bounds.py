@@ -1,0 +1,104 @@
+"""Bounds against the exact step and memory of every plan of random instances."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from planner.cost.stages import ranks_of_stages
+from planner.cost.steps import OnceAStep, StageWork, least_seconds, step
+from planner.search.bounds import bounds
+from planner.search.optimize import Search
+from planner.search.prices import LeastPrices
+from planner.search.rooms import Rooms
+from tests.search.exhaustive import Listing, between
+from tests.search.instances import Instance, instance
+
+SEEDS = range(200, 240)
+
+
+def search_of(given: Instance) -> Search:
+    """A search that has not begun."""
+    return Search(given.graph, given.profile, given.workload, given.space, given.wishes)
+
+
+def rows_of(given: Instance, every: Listing) -> Any:
+    """Of each plan the row of its strategy in the space."""
+    space = given.space
+    place = {space.strategy(row): row for row in range(len(space))}
+    return np.array([place[strategy] for strategy in every.strategies])
+
+
+@pytest.mark.parametrize("seeds", [tuple(SEEDS[first : first + 5]) for first in range(0, len(SEEDS), 5)])
+def test_no_plan_is_below_its_bounds(seeds: tuple[int, ...]) -> None:
+    closest = 0.0
+    for seed in seeds:
+        given = instance(seed)
+        every, space, search = given.listing, given.space, search_of(given)
+        rows = rows_of(given, every)
+        prices = LeastPrices(search.cost.pricer, search.choices, space.layouts)
+        least = bounds(search.cost.pricer, prices, space.layouts, search.chain.layers)
+        assert np.all(np.isfinite(least.step_seconds))
+        assert np.all(least.step_seconds[rows] <= every.seconds * (1 + 1e-12)), seed
+        assert np.all(least.device_bytes[rows] <= every.device_bytes * (1 + 1e-12)), seed
+        closest = max(closest, float((least.step_seconds[rows] / every.seconds).max()))
+    assert closest > 0.7, "bounds that are near nothing prune nothing"
+
+
+@pytest.mark.parametrize("seeds", [tuple(SEEDS[first : first + 5]) for first in range(0, len(SEEDS), 5)])
+def test_rooms_exclude_no_candidate_that_has_a_step_below_the_limit(seeds: tuple[int, ...]) -> None:
+    excluded = 0
+    for seed in seeds:
+        given = instance(seed)
+        every, space = given.listing, given.space
+        rows = rows_of(given, every)
+        for share in (0.05, 0.3, 1.0):
+            limited = given.within(between(every.device_bytes, share))
+            search = search_of(limited)
+            prices = LeastPrices(search.cost.pricer, search.choices, space.layouts)
+            best = np.full(len(space), np.inf)
+            fits = every.device_bytes <= limited.limit_bytes
+            np.minimum.at(best, rows[fits], every.seconds[fits])
+            some = np.arange(len(space))
+            rooms = Rooms(search.cost.pricer, prices, space.layouts, some, search.capacity)
+            feasible = np.isfinite(best)
+            limits = np.where(feasible, best, 1.0) * (1 + 1e-9)
+            assert np.all(rooms.below(limits)[feasible]), (seed, share)
+            excluded += int(np.sum(~rooms.below(limits * 0.5)))
+    assert excluded > 0, "rooms that exclude nothing are of no use"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_least_seconds_are_below_the_step(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    shape = random.Random(seed)
+    equal = 0
+    for schedule, pp, vpp in (
+        ("gpipe", 3, 1), ("1f1b", 4, 1), ("1f1b", 2, 1), ("interleaved", 2, 3), ("interleaved", 4, 2),
+        ("zb", 2, 2), ("zb", 3, 2), ("zbv", 2, 2), ("zbv", 4, 2),
+    ):  # fmt: skip
+        count, stages = 40, pp * vpp
+        ahead, weight = draw.uniform(0.1, 2.0, (2, stages, count))
+        back = weight + draw.uniform(0.1, 2.0, (stages, count))
+        work = StageWork(
+            ahead=ahead, back=back, weight=weight, hop=draw.uniform(0.0, shape.choice((0.01, 1.0)), count)
+        )
+        reduce, gather, optimizer = draw.uniform(0.0, 4.0, (3, pp, count))
+        once = OnceAStep(
+            reduce=reduce, gather=gather, last=draw.uniform(0.0, 1.0, (pp, count)), optimizer=optimizer,
+            overlapped=draw.random(count) < 0.7,
+        )  # fmt: skip
+        keys: Any = {
+            "rank_of": ranks_of_stages(pp, vpp, schedule), "pp": pp, "vpp": vpp,
+            "microbatches": pp * draw.integers(1, 6, count),
+        }  # fmt: skip
+        word: Any = schedule
+        least, exact = least_seconds(word, work, once, **keys), step(word, work, once, **keys).seconds
+        assert np.all(least <= exact * (1 + 1e-12)), schedule
+        if vpp == 1:
+            assert least == pytest.approx(exact, rel=1e-12)
+        equal += int(np.sum(least > 0.9 * exact))
+    assert equal > 100
