@@ -1,0 +1,141 @@
+"""Checkpoints that any layout can go on from: weights and moments whole by their paths, written in parts.
+
+`FOLDER/step-00000100/` holds the tensors, as torch.distributed.checkpoint writes them, and `run.json`. It is
+written under another name, synced and renamed, and only then `FOLDER/latest` names it: a write that was cut short
+spoils nothing. All nodes share the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import warnings
+from pathlib import Path
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from planner.errors import PlannerError
+from planner.execute.checkpoint_folder import FACTS, LATEST, UNFINISHED, Facts, latest, name_of
+from planner.execute.checkpoint_items import PartLoadPlanner, Parts, PartSavePlanner
+from planner.execute.failure import RunFailed
+from planner.spec.codec import encode
+from planner.spec.files import write_text
+
+
+class Checkpoints:
+    """The checkpoints of a run in their folder. Every rank calls the same, in the same order."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+        # a group of its own, so that writing meets no collective of a step; gloo, for it runs in a thread
+        self._group = dist.new_group(backend="gloo")
+        self._writing: threading.Thread | None = None
+        self._failed: BaseException | None = None
+
+    def latest(self) -> Facts | None:
+        """Of the last whole checkpoint, if there is one."""
+        return latest(self.folder)
+
+    def load(self, facts: Facts, state: Parts) -> None:
+        """Fill parts from a checkpoint, under whatever layout it was written."""
+        path = self.folder / name_of(facts.step)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that ranks read different tensors, as they should in a pipeline
+            try:
+                load(
+                    dict(state),
+                    storage_reader=FileSystemReader(path),
+                    planner=PartLoadPlanner(),
+                    process_group=self._group,
+                )
+            except CheckpointException as error:
+                raise _cause(
+                    error, f"the checkpoint {path} can be read", "remove it: the one before is whole"
+                ) from None
+
+    def save(self, facts: Facts, state: Parts, *, wait: bool = False) -> None:
+        """Copy the parts and write them beside the run; the one before is waited for, and so is this if asked."""
+        self.finish()
+        copies = {path: part.copied() for path, part in state.items()}
+        self._writing = threading.Thread(target=self._write, args=(facts, copies), name="checkpoint", daemon=True)
+        self._writing.start()
+        if wait:
+            self.finish()
+
+    def raise_failure(self) -> None:
+        """Tell of a write that has failed meanwhile."""
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise self._told(failed)
+
+    def finish(self) -> None:
+        """Wait for what is being written."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        self.raise_failure()
+
+    def _write(self, facts: Facts, state: Parts) -> None:
+        final = self.folder / name_of(facts.step)
+        beside = self.folder / f"{final.name}{UNFINISHED}"
+        first = dist.get_rank() == 0
+        try:
+            save(
+                dict(state),
+                storage_writer=FileSystemWriter(beside),
+                planner=PartSavePlanner(),
+                process_group=self._group,
+            )
+            if first:
+                write_text(beside / FACTS, json.dumps(encode(facts)) + "\n")
+                _sync(beside)
+                shutil.rmtree(final, ignore_errors=True)
+                beside.rename(final)
+                _sync(self.folder)
+                write_text(self.folder / LATEST, final.name + "\n")
+                self._remove_old(final)
+        except BaseException as error:  # CheckpointException is one that `Exception` does not catch
+            self._failed = error
+            if first:
+                shutil.rmtree(beside, ignore_errors=True)  # its space may be what the next one lacks
+
+    def _remove_old(self, newest: Path) -> None:
+        whole = sorted(path for path in self.folder.glob("step-*") if path.suffix != UNFINISHED)
+        before = [path for path in whole if path.name < newest.name]
+        for path in before[: max(0, len(before) - self._keep + 1)]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _told(self, error: BaseException) -> BaseException:
+        facts = self.latest()
+        kept = "there is none before it" if facts is None else f"the one of step {facts.step} is whole"
+        return _cause(
+            error, f"a checkpoint can be written to {self.folder}", f"free space there, then --resume; {kept}"
+        )
+
+
+def _sync(folder: Path) -> None:
+    """What a folder lists survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cause(error: BaseException, rule: str, remedy: str) -> PlannerError:
+    """The first reason of a failure that ranks told one another, the tracebacks left out."""
+    while isinstance(error, CheckpointException) and error.failures:
+        error = error.failures[min(error.failures)][0]
+    if isinstance(error, PlannerError):
+        return error
+    told = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, OSError) and error.strerror:
+        told = error.strerror
+    return RunFailed(rule, value=told, remedy=remedy, key="checkpoint")

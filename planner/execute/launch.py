@@ -1,0 +1,143 @@
+"""The ranks of one machine started by torchrun's own agent, and the one that ended the run named."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from planner.errors import PlannerError
+from planner.execute.failure import EXIT_TERMINATED, RECORDS, RunFailed, read_report, read_where
+from planner.execute.job import Job, open_job, require_places
+from planner.execute.process import device_kind, require_ranks
+from planner.spec.measured import Measured, load_measured
+from planner.spec.training_run import RankArguments
+
+EXIT_INTERRUPTED = 130
+
+_LOOPBACK = "lo"
+_ENDING_SECONDS = 30  # for a checkpoint when the run is asked to end
+_WORST_FIRST = ("input", "error", "memory", "dead", "hang", "peer", "ended")
+
+
+class Ended(RunFailed):
+    """A run that was asked to end before its last step."""
+
+    def __init__(self, code: int, checkpoint: str) -> None:
+        remedy = (
+            f"go on with --checkpoint {checkpoint} --resume" if checkpoint else "give --checkpoint to keep steps"
+        )
+        super().__init__("the run was asked to end", value=signal.strsignal(code - 128), remedy=remedy, key="run")
+        self.exit_code = code
+
+
+def launch(asked: RankArguments, nproc: int = 0) -> Measured:
+    """Run a plan on this machine to its end, and what it measured.
+
+    Everything that can be checked is checked before the first rank starts.
+    """
+    job = open_job(Path(asked.plan), asked.run)
+    require_ranks(job.plan, nproc or job.plan.gpus)
+    device_kind(job.run.device, job.plan.gpus)
+    require_places(job)
+    with tempfile.TemporaryDirectory(prefix="tp-plan-run-") as folder, _environment(Path(folder), job.plan.gpus):
+        _follow(asked, job, Path(folder))
+    return load_measured(job.measured_path)
+
+
+def _follow(asked: RankArguments, job: Job, records: Path) -> None:
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=job.plan.gpus,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(),
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "planner.execute", *asked.words())
+    except ChildFailedError as failed:
+        codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
+        raise failure_of(records, codes, job) from None
+    except SignalException as ended:
+        code = EXIT_INTERRUPTED if ended.sigval == signal.SIGINT else EXIT_TERMINATED
+        raise Ended(code, job.run.checkpoint) from None
+
+
+def failure_of(records: Path, codes: dict[int, int], job: Job) -> PlannerError:
+    """The error of the rank that began it: of those with a reason of their own the earliest.
+
+    A rank that left no report died, or had to be killed. One that hangs is told from those that wait for it by
+    where it stands.
+    """
+    ranks = range(job.plan.gpus)
+    reports = {rank: read_report(records, rank) for rank in ranks}
+    if set(codes.values()) == {EXIT_TERMINATED} and not any(reports.values()):
+        return Ended(EXIT_TERMINATED, job.run.checkpoint)
+
+    def order(rank: int) -> tuple[int, float]:
+        report = reports[rank]
+        if report is None:  # SIGTERM is the agent's, which ends the others once one has failed
+            dead = "ended" if codes.get(rank) == -signal.SIGTERM else "dead"
+            return _WORST_FIRST.index(dead), codes.get(rank, 0)
+        behind = report.where.events if report.kind == "hang" else report.seconds
+        return _WORST_FIRST.index(report.kind), behind
+
+    culprit = min(ranks, key=order)
+    report = reports[culprit]
+    return report.error() if report is not None else _death(records, culprit, codes.get(culprit))
+
+
+def _death(records: Path, rank: int, code: int | None) -> PlannerError:
+    where = read_where(records, rank)
+    told = where.told if where is not None else f"rank {rank}, before it could tell where"
+    remedy = "go on with --resume"
+    if code is None:
+        how = "answered no more"
+    elif code < 0:
+        how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
+        if -code == signal.SIGKILL:
+            remedy = "see whether the machine ran out of memory (dmesg), then go on with --resume"
+    else:
+        how = f"ended with exit code {code}"
+    return RunFailed("a rank died, and the run with it", value=f"{told}: {how}", remedy=remedy, key=f"rank.{rank}")
+
+
+@contextlib.contextmanager
+def _environment(records: Path, ranks: int) -> Iterator[None]:
+    """What ranks inherit: where to leave records, this package, few threads each. The agent logs nothing."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    package = str(Path(__file__).parents[2])
+    changed = {
+        RECORDS: str(records),
+        "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_ENDING_SECONDS),
+    }
+    usual = {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    if Path("/sys/class/net", _LOOPBACK).exists():
+        usual["GLOO_SOCKET_IFNAME"] = _LOOPBACK
+    before = dict(os.environ)
+    quiet = logging.getLogger("torch.distributed.elastic")
+    level = quiet.level
+    os.environ.update({**{key: value for key, value in usual.items() if key not in before}, **changed})
+    quiet.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        quiet.setLevel(level)
+        os.environ.clear()
+        os.environ.update(before)

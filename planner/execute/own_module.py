@@ -1,0 +1,227 @@
+"""A user's own module under a plan: copies or shards of its state over data-parallel ranks, blocks that run again.
+
+What stands between its layers is the user's code, of which we know nothing. So nothing is cut inside it: tensor,
+pipeline, context and expert parallelism need a model whose forward is known, and are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from planner.errors import PlannerError
+from planner.execute.gradients import divide
+from planner.execute.loss import IGNORED
+from planner.execute.mesh import Meshes, build_meshes
+from planner.execute.objective import Objective, require_tokens
+from planner.execute.parameters import replace_forward
+from planner.execute.phases import phase
+from planner.execute.runner import Runner, require_training, usual_device
+from planner.execute.sharding import Group, shard_groups
+from planner.execute.weights import Source, copied_from, drawn_for, fill_parameters, without_values
+from planner.spec.legality import require_legal
+from planner.spec.paths import unmatched
+from planner.spec.plan import Plan
+from planner.spec.workload import TrainWorkload
+
+Loss = Callable[[Any, Any], tuple[Tensor, Any]]  # of output and batch: a sum, and over how many
+
+_DEGREES = ("tp", "pp", "cp", "ep")
+
+
+class OwnRunner(Runner):
+    """A rank's copy of a user's module, and one step of it. A batch holds the module's arguments by name."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        workload: TrainWorkload,
+        loss_fn: Loss | None,
+        device: torch.device,
+        source: Source,
+    ) -> None:
+        self.plan, self.workload, self.device = plan, workload, device
+        self.stages, self.applied, self.tied, self.pipeline = {}, (), None, None
+        self.dtype = next(model.parameters()).dtype
+        self.objective = Objective(loss_fn)
+        self.meshes = build_meshes(plan.strategy, device_type=device.type, kv_heads=1)
+        self.module = without_values(model)
+        ties = _tied(self.module)
+        blocks = dict(_blocks(self.module))
+        for path, block in blocks.items():
+            _recompute(path, block, plan)
+        reshard = plan.strategy.zero == 3
+        groups = [Group(modules=(block,), reshard=reshard) for block in blocks.values()]
+        self.sharding = shard_groups(self.module, groups, self.meshes, workload.precision)
+        self.module.to_empty(device=device)
+        for (owner, name), *others in ties:
+            for other, other_name in others:
+                other.register_parameter(other_name, getattr(owner, name))
+        fill_parameters(self.module, source)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        plan: Plan,
+        loss_fn: Loss | None,
+        device: torch.device | str | None,
+        seed: int,
+        weights: Source | None,
+    ) -> OwnRunner:
+        """Everything that would make the plan fail later is said before any work."""
+        workload = require_training(plan)
+        _require_data_parallel(plan)
+        _require_same_paths(plan, model)
+        require_legal(None, workload, plan.strategy, plan.gpus)
+        tensors = [*model.parameters(), *model.buffers()]
+        on_meta = any(tensor.is_meta for tensor in tensors)
+        if on_meta and next(model.buffers(), None) is not None:
+            raise PlannerError(
+                "a module on the meta device has no buffers: their values would be lost",
+                value=next(name for name, _ in model.named_buffers()),
+                remedy="build the module with values, on the CPU",
+                key="model",
+            )
+        place = torch.device(device) if device is not None else usual_device(next(model.parameters()))
+        source = weights or (drawn_for(model, seed) if on_meta else copied_from(model))
+        return cls(model, plan, workload, loss_fn, place, source)
+
+    def step(self, batch: Any) -> Tensor:
+        """Gradients of the mean over everything that all ranks count, and that mean."""
+        parts = list(_microbatches(batch, self.workload, self.meshes, self.device))
+        with self._added_to_earlier():
+            return self._run(parts)
+
+    def _run(self, parts: list[dict[str, Any]]) -> Tensor:
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)  # the loss, and how many it is of
+        for number, part in enumerate(parts):
+            self.sharding.before_backward(last=number == len(parts) - 1)
+            with phase("forward"):
+                out = self.module(**part)
+            function = self.objective.function or _own_loss
+            loss, count = function(out, part)
+            with phase("backward"):
+                torch.autograd.backward(loss)
+            both = (loss.detach(), torch.as_tensor(count, device=self.device))
+            total += torch.stack([each.double() for each in both])
+        self.sharding.finish()
+        with phase("metadata"):
+            dist.all_reduce(total)
+        require_tokens(total[1])
+        divide(self.module, total[1])
+        return total[0] / total[1]
+
+
+def _require_data_parallel(plan: Plan) -> None:
+    strategy = plan.strategy
+    others = [f"{axis} {getattr(strategy, axis)}" for axis in _DEGREES if getattr(strategy, axis) > 1]
+    if others:
+        raise PlannerError(
+            "a module of one's own runs data parallel: its forward is not ours to cut",
+            value=", ".join(others),
+            remedy="plan with --fix " + ",".join(f"{axis}=1" for axis in _DEGREES),
+            key="strategy",
+        )
+
+
+def _require_same_paths(plan: Plan, model: nn.Module) -> None:
+    """A plan for another model names modules that this one does not have."""
+    unknown = unmatched(plan.modules, [path for path, _ in model.named_modules()])
+    if unknown:
+        raise PlannerError(
+            "each line of the plan names a module of the model",
+            value=unknown[0],
+            remedy="give the model that the plan was made for, or plan again",
+            key="modules",
+        )
+
+
+def _blocks(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Members of the outermost lists of modules."""
+    for name, child in model.named_children():
+        path = prefix + name
+        if isinstance(child, (nn.ModuleList, nn.Sequential)):
+            yield from ((f"{path}.{number}", block) for number, block in child.named_children())
+        else:
+            yield from _blocks(child, f"{path}.")
+
+
+def _recompute(path: str, block: nn.Module, plan: Plan) -> None:
+    choice = plan.recompute_of(path)
+    if choice == "selective":
+        raise PlannerError(
+            "of a module of one's own a block is kept, or runs again as a whole",
+            value=f"{path}: selective",
+            remedy="write full or none under recompute, or plan with --fix recompute=full",
+            key="recompute",
+        )
+    if choice == "full":
+        replace_forward(block, _checkpointed)
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(checkpoint, forward, use_reentrant=False)
+
+
+def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """Weights that several modules share, each with all its owners."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((module, name))
+    return [places for places in owners.values() if len(places) > 1]
+
+
+def _microbatches(
+    batch: Any, workload: TrainWorkload, meshes: Meshes, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Rows of every tensor of the batch: what the module takes by name."""
+    strategy = meshes.strategy
+    rows = workload.global_batch // strategy.dp
+    if not isinstance(batch, Mapping) or not any(isinstance(value, Tensor) for value in batch.values()):
+        raise PlannerError(
+            "a batch holds the arguments of the module by name",
+            value=type(batch).__name__,
+            remedy="give a dict, as the example of the model's file returns",
+            key="batch",
+        )
+    for key, value in batch.items():
+        if isinstance(value, Tensor) and value.shape[:1] != (rows,):
+            raise PlannerError(
+                f"each tensor of a batch has global_batch/dp = {rows} rows",
+                value=f"{key} {list(value.shape)}",
+                remedy="give each rank its own sequences",
+                key="batch",
+            )
+    for start in range(0, rows, strategy.microbatch):
+        own = slice(start, start + strategy.microbatch)
+        yield {
+            key: value[own].to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
+
+
+def _own_loss(out: Any, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
+    """The module's own loss, a mean over its labels or, without any, over its rows; as a sum."""
+    if not isinstance(out, Tensor) or out.numel() != 1:
+        raise PlannerError(
+            "without a loss function the module returns its loss, one number",
+            value=f"{type(out).__name__} {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__,
+            remedy="pass loss_fn(output, batch) → (sum, count) to parallelize",
+            key="loss_fn",
+        )
+    labels = batch.get("labels")
+    if isinstance(labels, Tensor) and not labels.is_floating_point():
+        count = int((labels != IGNORED).sum())
+    else:
+        count = next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))
+    return out.reshape(()) * count, count

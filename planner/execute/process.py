@@ -1,0 +1,108 @@
+"""One rank's process: its device, the group of all ranks, and how it ends."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+from planner.errors import PlannerError
+from planner.spec.plan import Plan
+from planner.spec.training_run import Device, TrainingRun
+
+_LEAST_SECONDS = 300.0  # that ranks wait for one another: starting and a first step load kernels and libraries
+_STEPS = 30.0  # or so many of the predicted step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """Where a rank runs."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+    backend: str
+
+    @property
+    def name(self) -> str:
+        """Of the device, as people call it."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"cpu {platform.machine()}, {torch.get_num_threads()} threads a rank"
+
+
+def place(run: TrainingRun, plan: Plan) -> Placed:
+    """This rank's place, from what torchrun set; a PlannerError where the world is not the plan's."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        raise PlannerError(
+            "a launcher starts the ranks",
+            value="no RANK in the environment",
+            remedy="tp-plan run plan.yaml, or torchrun … -m planner.execute plan.yaml",
+            key="launcher",
+        )
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    require_ranks(plan, ranks)
+    local, beside = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    kind = device_kind(run.device, beside)
+    device = torch.device("cuda", local) if kind == "cuda" else torch.device("cpu")
+    # gloo beside NCCL, for what is on the CPU: checkpoints in a thread of their own, and words
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    return Placed(rank=rank, ranks=ranks, device=device, backend=backend)
+
+
+def require_ranks(plan: Plan, ranks: int) -> None:
+    """Refuse a world of another size than the plan's."""
+    if ranks != plan.gpus:
+        raise PlannerError(
+            f"the plan is for {plan.gpus} ranks ({plan.strategy.label})",
+            value=f"{ranks} ranks",
+            remedy=f"start {plan.gpus}, or plan with --gpus {ranks}",
+            key="gpus",
+        )
+
+
+def device_kind(wanted: Device, ranks_here: int) -> str:
+    """`cuda` where each rank of this machine has a GPU, else `cpu`."""
+    if wanted == "cpu":
+        return "cpu"
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found >= ranks_here:
+        return "cuda"
+    if found or wanted == "cuda":
+        raise PlannerError(
+            "each rank has a GPU of its own",
+            value=f"{found} GPUs for {ranks_here} ranks on this machine",
+            remedy="spread the ranks over more machines, plan for fewer GPUs, or give --device cpu",
+            key="device",
+        )
+    return "cpu"
+
+
+def timeout_seconds(run: TrainingRun, plan: Plan) -> float:
+    """How long a rank may wait in a step: thirty of the predicted ones, and at least five minutes."""
+    return run.timeout or max(_LEAST_SECONDS, _STEPS * plan.estimate.step_seconds)
+
+
+def join(placed: Placed) -> None:
+    """Meet the other ranks. How long they wait for one another in a step is for `Watch` to say."""
+    if placed.device.type == "cuda":
+        torch.cuda.set_device(placed.device)
+    dist.init_process_group(
+        placed.backend,
+        timeout=datetime.timedelta(seconds=_LEAST_SECONDS),
+        device_id=placed.device if placed.device.type == "cuda" else None,
+    )
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once: destroying a gloo group aborts now and then (torch 2.13)."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)

@@ -1,0 +1,288 @@
+"""One rank of a training run: steps, their metrics, checkpoints, and what was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from planner.errors import EXIT_DONE
+from planner.execute.checkpoint import Checkpoints
+from planner.execute.checkpoint_folder import Facts
+from planner.execute.checkpoint_items import Parts
+from planner.execute.failure import EXIT_TERMINATED, RECORDS, Record, RunFailed, Watch
+from planner.execute.gathered import gatherer
+from planner.execute.job import Job, export_config, open_job, require_places, weights_source
+from planner.execute.metrics import Log, Predicted, Reader, Silence, StepMetrics, peak_bytes, watched
+from planner.execute.optimizer import LocalOptimizer, learning_rate
+from planner.execute.order import mixed
+from planner.execute.parts import held_values, parts_of, whole_shapes
+from planner.execute.process import Placed, join, place, timeout_seconds
+from planner.execute.runner import Runner, build_runner
+from planner.execute.seeds import seed_rank
+from planner.models.build import build_model
+from planner.spec.measured import Measured, RankMemory
+from planner.spec.strategy import Strategy
+from planner.spec.training_run import RankArguments
+
+_DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+_MOST_SETTLING = 3
+
+
+def run_rank(asked: RankArguments) -> int:
+    """A rank from its start to its end; the exit code. What goes wrong is told, and left for who started it."""
+    rank = int(os.environ.get("RANK", "0"))
+    record = Record(rank)
+    try:
+        return _run(asked, record)
+    except BaseException as error:  # an interrupt and a failed checkpoint are told as well
+        report = record.report(error)
+        if asked.verbose:
+            print(f"rank {rank}:\n{report.traceback}", file=sys.stderr)
+        if RECORDS not in os.environ and (rank == 0 or dist.is_initialized()):
+            print(report.error(), file=sys.stderr, flush=True)
+        return report.exit_code
+
+
+def _run(asked: RankArguments, record: Record) -> int:
+    job = open_job(Path(asked.plan), asked.run)
+    placed = place(job.run, job.plan)
+    record.stage = stage_of(job.plan.strategy, placed.rank)
+    join(placed)
+    if RECORDS not in os.environ and placed.rank == 0:  # else whoever started the ranks has looked
+        require_places(job)
+    watch = Watch(record, timeout_seconds(job.run, job.plan))
+    watch.listen()
+    watch.start()
+    training = Training(job, placed, record, watch)
+    with watched(job.run.steps, training.step, quiet=asked.quiet or placed.rank > 0) as reader:
+        reader.say(
+            f"{job.plan.model} on {placed.ranks} × {placed.name}, {placed.backend}: {job.plan.strategy.label}"
+        )
+        if training.step:
+            reader.say(f"resumed after step {training.step}")
+        ended = training.go(reader)
+    dist.barrier()
+    return EXIT_DONE if ended else EXIT_TERMINATED
+
+
+class Training:
+    """A run from a first or a resumed step on."""
+
+    def __init__(self, job: Job, placed: Placed, record: Record, watch: Watch) -> None:
+        self.job, self.placed, self.record, self.watch = job, placed, record, watch
+        run = job.run
+        self.runner = build_runner(
+            job.plan,
+            job.spec,
+            device=placed.device,
+            dtype=_DTYPES[run.dtype],
+            seed=run.seed,
+            weights=weights_source(job),
+        )
+        record.stage = self.runner.meshes.pp_rank
+        self.runner.module.train()
+        self.optimizer = LocalOptimizer(
+            job.workload.optimizer, self.runner.named_parameters(), self.runner.module, run
+        )
+        self.predicted = Predicted.of(job.plan)
+        self.shapes = whole_shapes(build_model(job.spec, device="meta"))
+        self.step, self.sequences = 0, 0  # done so far
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+        folder = job.checkpoint_folder
+        self.checkpoints = None if folder is None else Checkpoints(folder, keep=run.keep)
+        self.saved = 0
+        self._resume()
+        if run.compile:
+            compile_blocks(self.runner)
+        for applied in self.runner.applied:
+            record.follow(applied.stage)
+
+    def go(self, reader: Reader) -> bool:
+        """All steps that are left; False where it was asked to end before."""
+        readers = [reader, self._log()]
+        first, asked_to_end = self.step, False
+        while self.step < self.job.run.steps and not asked_to_end:
+            metrics = self._one_step()
+            for each in readers:
+                each.step(metrics)
+            asked_to_end = self._any_rank(self.watch.asked_to_end)
+            self._save_when_due(last=asked_to_end or self.step == self.job.run.steps)
+        if self.checkpoints is not None:
+            self.checkpoints.finish()
+        if asked_to_end and self.step < self.job.run.steps:
+            reader.say(
+                f"asked to end after step {self.step}" + ("; checkpoint written" if self.checkpoints else "")
+            )
+            return False
+        self._write_measured(first)
+        if self.job.run.export:
+            self._export()
+        return True
+
+    def _one_step(self) -> StepMetrics:
+        run, runner, work = self.job.run, self.runner, self.job.workload
+        self.record.begin(self.step)
+        rows = work.global_batch // runner.meshes.strategy.dp
+        number = runner.meshes.data_rank // runner.meshes.strategy.cp  # ranks of one cp group share sequences
+        tokens, labels = self.job.data.batch(self.sequences + number * rows, rows, self.placed.device)
+        with self._watching():
+            started = time.perf_counter()
+            seed_rank(mixed(run.seed, self.step) >> 8, runner.meshes)  # by step, so that a resumed run drops alike
+            loss = runner.step({"tokens": tokens, "labels": labels})
+            norm = float(runner.clip(run.clip)) if run.clip else None
+            rate = learning_rate(run, self.step)
+            self.optimizer.step(rate)
+            runner.zero_grad()
+            value = float(loss)
+            seconds = time.perf_counter() - started
+        if not math.isfinite(value):
+            raise RunFailed(
+                "the loss is a number",
+                value=f"{value} at step {self.step + 1}",
+                remedy="lower --lr, lengthen --warmup, or look at the data of that step",
+                key="loss",
+            )
+        self.step += 1
+        self.sequences += work.global_batch
+        self.seconds.append(seconds)
+        self.watch.patience = max(self.watch.patience, 3 * seconds)
+        self.losses.append(value)
+        allocated, reserved = peak_bytes(self.placed.device)
+        return StepMetrics(
+            step=self.step,
+            loss=value,
+            learning_rate=rate,
+            gradient_norm=norm,
+            seconds=seconds,
+            tokens_per_second=work.tokens / seconds,
+            mfu=self.predicted.mfu_at(seconds),
+            predicted_seconds=self.predicted.seconds,
+            allocated_bytes=allocated,
+            reserved_bytes=reserved,
+        )
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        self.watch.armed = not self.job.run.compile or len(self.seconds) > 0  # a first step compiles for minutes
+        try:
+            yield
+        finally:
+            self.watch.armed = False
+
+    def _any_rank(self, here: bool) -> bool:
+        flag = torch.tensor(float(here), device=self.placed.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def _log(self) -> Reader:
+        if self.placed.rank or not self.job.run.log:
+            return Silence()
+        return Log(Path(self.job.run.log), self.step)
+
+    def state(self, *, to_save: bool) -> Parts:
+        """Weights and moments of this rank. Of a table tied across stages the first stage's is saved."""
+        tables = {"weight": held_values(self.runner.module), **self.optimizer.moments()}
+        parts: Parts = {}
+        for name, values in tables.items():
+            for path, kept, part in parts_of(self.runner.module, self.shapes, values):
+                if path == kept or not to_save:
+                    parts[f"{name}/{kept}"] = part
+        return parts
+
+    def _export(self) -> None:
+        from planner.execute.huggingface_export import export_huggingface
+
+        job = self.job
+        own = {
+            kept: part
+            for _, kept, part in parts_of(self.runner.module, self.shapes, held_values(self.runner.module))
+        }
+        export_huggingface(
+            job.run.export,
+            export_config(job),
+            gatherer(own, dict(self.shapes.values())),
+            tokenizer_from=Path(job.run.weights) if job.run.weights else None,
+            writes=self.placed.rank == 0,
+        )
+
+    def _resume(self) -> None:
+        facts = self.checkpoints.latest() if self.checkpoints is not None and self.job.run.resume else None
+        if self.checkpoints is None or facts is None:
+            return
+        self.checkpoints.load(facts, self.state(to_save=False))
+        self.optimizer.resume_at(facts.step)
+        self.step, self.sequences, self.saved = facts.step, facts.sequences, facts.step
+
+    def _save_when_due(self, *, last: bool) -> None:
+        run = self.job.run
+        if self.checkpoints is None:
+            return
+        self.checkpoints.raise_failure()
+        if self.step == self.saved or not (last or (run.every and self.step % run.every == 0)):
+            return
+        facts = Facts(
+            model=self.job.model_digest,
+            layout=self.job.plan.layout_digest,
+            optimizer=self.job.workload.optimizer,
+            step=self.step,
+            sequences=self.sequences,
+            seed=run.seed,
+        )
+        self.checkpoints.save(facts, self.state(to_save=True), wait=last)
+        self.saved = self.step
+
+    def _write_measured(self, first: int) -> None:
+        allocated, reserved = peak_bytes(self.placed.device)
+        own = RankMemory(rank=self.placed.rank, stage=self.runner.meshes.pp_rank,
+                         allocated_bytes=allocated, reserved_bytes=reserved)  # fmt: skip
+        everyone: list[RankMemory | None] = [None] * self.placed.ranks
+        dist.all_gather_object(everyone, own)
+        if self.placed.rank:
+            return
+        plan = self.job.plan
+        Measured(
+            model=plan.model,
+            hardware=plan.hardware,
+            gpus=plan.gpus,
+            layout=plan.layout_digest,
+            workload=plan.workload,
+            strategy=plan.strategy,
+            device=self.placed.name,
+            backend=dist.get_backend(),
+            torch=torch.__version__,
+            driver=torch.version.cuda or "",
+            compiled=self.job.run.compile,
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            first_step=first,
+            each_seconds=tuple(self.seconds),
+            settling_steps=min(_MOST_SETTLING, (len(self.seconds) - 1) // 2),
+            memory=tuple(entry for entry in everyone if entry is not None),
+            first_loss=self.losses[0],
+            last_loss=self.losses[-1],
+        ).save(self.job.measured_path)
+
+
+def stage_of(strategy: Strategy, rank: int) -> int:
+    """The pipeline rank of a rank: its digit in the mesh."""
+    for axis, size in reversed(strategy.mesh().items()):
+        if axis == "pp":
+            return rank % size
+        rank //= size
+    return 0
+
+
+def compile_blocks(runner: Runner) -> None:
+    """Let torch.compile see each block; what stands around it, sharding and hooks, stays as it is."""
+    for applied in runner.applied:
+        for block in applied.stage.blocks.values():
+            block.forward = torch.compile(block.forward)

@@ -1,0 +1,210 @@
+"""A plan dry-run at its full size: every distinct pipeline rank once, beside what the plan promises of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from planner.errors import PlannerError
+from planner.execute.dry_rank import DryRank, extrapolated, one_by_one, short_order
+from planner.execute.dryrun import DryRun, fake_world
+from planner.execute.fused import fused_kernels
+from planner.execute.mesh import build_meshes
+from planner.models.block import Block
+from planner.spec.model import ModelSpec
+from planner.spec.orders import Action, orders, rank_stages
+from planner.spec.paths import Span, lookup
+from planner.spec.plan import Plan
+from planner.spec.strategy import Recompute, Strategy
+from planner.spec.verification import MemoryCheck, StageCheck, Verification, compared
+from planner.spec.workload import TrainWorkload
+
+_FEW = (2, 3, 4)  # microbatches held, from which those of many follow
+_OUTSIDE = ("p2p", "clip")  # phases that a plan's list may have and a rank alone does not run
+
+
+def verify_layout(
+    plan: Plan, spec: ModelSpec, kinds: Sequence[str], *, told: Callable[[str], None] | None = None
+) -> Verification:
+    """Dry-run a plan's ranks; `kinds` names the kind of block of each layer, equal ones alike.
+
+    Ranks whose modules are equal are built once. Collectives are those of one microbatch and of two, which
+    tell those of any number; memory is followed through the schedule without its repetitions, and where many
+    microbatches are held, is that of a few and what each more adds.
+    """
+    workload, strategy = _runnable(plan, spec)
+    count = strategy.microbatches(workload.global_batch)
+    checks: dict[int, StageCheck] = {}
+    with fake_world(strategy.gpus), fused_kernels():
+        meshes = build_meshes(strategy, kv_heads=spec.kv_heads, experts=spec.moe is not None)
+        for ranks in _equal_ranks(plan, spec, kinds):
+            if told is not None:
+                told(f"stage {ranks[0]}" + (f" and {len(ranks) - 1} like it" if len(ranks) > 1 else ""))
+            run = _Run(
+                DryRank(
+                    spec,
+                    meshes,
+                    workload,
+                    plan.modules,
+                    plan.stages[ranks[0]].layers,
+                    rank=ranks[0],
+                    recompute=_recompute(plan),
+                ),
+                count,
+            )
+            checks |= {rank: run.checked(plan, rank) for rank in ranks}
+    return Verification(
+        model=plan.model,
+        gpus=plan.gpus,
+        strategy=strategy,
+        microbatches=count,
+        stages=tuple(checks[rank] for rank in range(strategy.pp)),
+    )
+
+
+class _Run:
+    """Ranks with equal modules: what they issue, and their peaks by what they hold."""
+
+    def __init__(self, rank: DryRank, count: int) -> None:
+        self.rank, self.count, self.strategy = rank, count, rank.meshes.strategy
+        steps = [rank.step(one_by_one(rank.numbers, number, self.strategy)) for number in (1, 2)[:count]]
+        counted = [collectives for collectives, _ in steps]
+        found = counted[0] if count == 1 else extrapolated(counted[0], counted[1], count)
+        self.collectives = DryRun(collectives=found, peak=steps[-1][1])
+        self.first = _rank_of(self.strategy, rank.numbers)
+        self.peaks: dict[tuple[Action, ...], int] = {}
+
+    def checked(self, plan: Plan, number: int) -> StageCheck:
+        """One of the ranks beside the plan."""
+        stages = Span(number, number)
+        planned = tuple(
+            replace(item, stages=stages)
+            for item in plan.collectives
+            if item.stages.first <= number <= item.stages.last
+            and item.phase not in _OUTSIDE
+            and item.axis != "pp"  # between ranks of the pipeline
+        )
+        order = short_order(self.strategy, number, self.count)
+        held = _most_held(order)
+        return StageCheck(
+            stage=number,
+            same_as=self.first,
+            layers=plan.stages[number].layers,
+            collectives=compared(planned, self.collectives.as_expected(stages)),
+            memory=_memory(plan, number, self._on_the_line(held) or self._peak(order), held),
+        )
+
+    def _on_the_line(self, held: int) -> int:
+        """The peak where one virtual stage holds many microbatches, if each of a few adds the same; else 0.
+
+        Where none adds anything, another moment than theirs is the fullest, and many may overtake it.
+        """
+        if self.strategy.vpp > 1 or held <= _FEW[-1]:
+            return 0
+        more = self.strategy.schedule == "1f1b" and self.count > held
+        first, second, third = (self._peak(orders("1f1b", few, 1, few + more)[0]) for few in _FEW)
+        each = third - second
+        return third + (held - _FEW[-1]) * each if each == second - first > 0 else 0
+
+    def _peak(self, order: Sequence[Action]) -> int:
+        """Bytes that tensors take at most, the order's virtual stages taken for those of the rank that runs."""
+        stages = dict(zip(sorted({action.stage for action in order}), self.rank.numbers, strict=True))
+        renamed = tuple(action._replace(stage=stages[action.stage]) for action in order)
+        if renamed not in self.peaks:
+            self.peaks[renamed] = self.rank.step(renamed)[1].bytes
+        return self.peaks[renamed]
+
+
+def _memory(plan: Plan, number: int, found: int, in_flight: int) -> MemoryCheck:
+    """The plan's interval is of its fullest rank: of another one it is as wide for its size."""
+    estimate = plan.estimate
+    memory, interval = estimate.memory_per_stage[number], estimate.uncertainty.memory_bytes
+    share = memory.device_bytes / estimate.memory_bytes
+    return MemoryCheck(
+        planned_bytes=memory.device_bytes,
+        found_bytes=found + memory.device_bytes - memory.allocated_bytes,
+        low_bytes=interval.low * share,
+        high_bytes=interval.high * share,
+        planned_tensor_bytes=memory.allocated_bytes,
+        found_tensor_bytes=found,
+        in_flight=in_flight,
+    )
+
+
+def _equal_ranks(plan: Plan, spec: ModelSpec, kinds: Sequence[str]) -> list[list[int]]:
+    """Pipeline ranks grouped by what their virtual stages hold."""
+    strategy = plan.strategy
+    layers = _Layers(plan, spec, kinds)
+    last = strategy.pp * strategy.vpp - 1
+    groups: dict[Any, list[int]] = {}
+    for rank, numbers in enumerate(rank_stages(strategy.schedule, strategy.pp, strategy.vpp)):
+        spans = plan.stages[rank].layers
+        held = tuple(
+            (number == 0, number == last, tuple(layers.of(layer) for layer in range(span.first, span.last + 1)))
+            for number, span in zip(numbers, spans, strict=True)
+        )
+        groups.setdefault(held, []).append(rank)
+    return list(groups.values())
+
+
+class _Layers:
+    """What makes two layers run alike: their kind, their splits, what they run again."""
+
+    def __init__(self, plan: Plan, spec: ModelSpec, kinds: Sequence[str]) -> None:
+        self.plan, self.kinds = plan, kinds
+        self.modules: dict[str, tuple[str, ...]] = {}
+        with torch.device("meta"):
+            for kind in dict.fromkeys(kinds):
+                block = Block(spec, kinds.index(kind))
+                self.modules[kind] = tuple(path for path, _ in block.named_modules() if path)
+
+    def of(self, layer: int) -> Any:
+        """Equal for layers that run alike."""
+        kind, path = self.kinds[layer], f"blocks.{layer}"
+        splits = tuple(lookup(self.plan.modules, f"{path}.{module}") for module in self.modules[kind])
+        return kind, splits, self.plan.recompute_of(path)
+
+
+def _recompute(plan: Plan) -> Mapping[str, Recompute] | None:
+    """By block, or none where the strategy's own word stands."""
+    return plan.recompute if plan.recompute or plan.strategy.recompute == "auto" else None
+
+
+def _most_held(actions: Sequence[Action]) -> int:
+    """Microbatches between forward and backward, each counted in every virtual stage that holds it."""
+    held = most = 0
+    for action in actions:
+        held += {"F": 1, "W": 0}.get(action.kind, -1)
+        most = max(most, held)
+    return most
+
+
+def _rank_of(strategy: Strategy, numbers: Sequence[int]) -> int:
+    return rank_stages(strategy.schedule, strategy.pp, strategy.vpp).index(tuple(numbers))
+
+
+def _training(plan: Plan) -> TrainWorkload:
+    assert isinstance(plan.workload, TrainWorkload), "checked before anything runs"
+    return plan.workload
+
+
+def _runnable(plan: Plan, spec: ModelSpec) -> tuple[TrainWorkload, Strategy]:
+    """What can be dry-run is a decoder's training."""
+    if spec.kind != "decoder":
+        raise PlannerError(
+            "the executor runs decoders, and a dry run is of what it runs",
+            value=f"{plan.model} of kind {spec.kind}",
+            remedy="explain, estimate and compare take this plan; to verify one, plan a model of kind: decoder",
+            key="model",
+        )
+    if not isinstance(plan.workload, TrainWorkload):
+        raise PlannerError(
+            "a dry run is of a training step",
+            value=plan.workload.mode,
+            remedy="give a plan of mode: train",
+            key="mode",
+        )
+    return plan.workload, plan.strategy

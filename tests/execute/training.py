@@ -1,0 +1,87 @@
+"""What a rank of a test does: train under a plan, perhaps from a checkpoint that another plan wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+from planner.execute.data import open_data
+from planner.execute.failure import Record, RunFailed, Watch
+from planner.execute.job import Job
+from planner.execute.metrics import Silence
+from planner.execute.parameters import replaced
+from planner.execute.process import Placed
+from planner.execute.train import Training
+from planner.spec.model import ModelSpec
+from planner.spec.plan import Plan, content_digest
+from planner.spec.strategy import Strategy
+from planner.spec.training_run import TrainingRun
+from tests.execute.plans import plan_of
+
+
+def plan_for(spec: ModelSpec, sequences: int, layers: tuple[int, ...] = (), **keys: Any) -> Plan:
+    """A plan whose digests are those of the model and of its layout."""
+    ranks = keys.pop("gpus", 1)
+    plan = plan_of(spec, Strategy.from_dict(keys, gpus=ranks), sequences, layers=layers)
+    digests = dataclasses.replace(plan.digests, model=content_digest(spec))
+    return dataclasses.replace(plan, digests=digests)
+
+
+def job_of(plan: Plan, folder: Path, **flags: Any) -> Job:
+    """A run in fp64 with its files in a folder."""
+    assert plan.model_spec is not None
+    given = {"dtype": "fp64", "lr": 1e-2, "measured": str(folder / "measured.json")} | flags
+    run = TrainingRun.from_flags(given)
+    return Job(
+        path=folder / "plan.yaml",
+        plan=plan,
+        spec=plan.model_spec,
+        workload=plan.workload,
+        model_digest=plan.digests.model,
+        data=open_data(run, vocab=plan.model_spec.vocab, length=plan.workload.seq_len),
+        run=run,
+    )
+
+
+def trained(plan: Plan, folder: Path, **flags: Any) -> list[float]:
+    """The losses of a run in the running world."""
+    placed = Placed(rank=dist.get_rank(), ranks=dist.get_world_size(), device=torch.device("cpu"), backend="gloo")
+    record = Record(placed.rank)
+    training = Training(job_of(plan, folder, **flags), placed, record, Watch(record, 60.0))
+    assert training.go(Silence())
+    return training.losses
+
+
+def continued(first: Plan, second: Plan, folder: Path) -> tuple[list[float], list[float]]:
+    """The last two losses of four steps under one plan, and the same of a run that went on under another."""
+    flags = {"seed": 3, "warmup": 1, "steps": 4, "checkpoint": str(folder / "checkpoints")}
+    whole = trained(first, folder, every=2, keep=9, **flags)
+    if dist.get_rank() == 0:
+        (folder / "checkpoints" / "latest").write_text("step-00000002\n")  # as if it had been killed after it
+    dist.barrier()
+    return whole[2:], trained(second, folder, resume=True, **flags)
+
+
+def on_a_full_disk(plan: Plan, folder: Path) -> str:
+    """What a run says whose second checkpoint finds no room on rank 1."""
+    write_data, calls = FileSystemWriter.write_data, []
+
+    def write(self: FileSystemWriter, *args: Any) -> Any:
+        calls.append(self)
+        if len(calls) == 2 and dist.get_rank() == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_data(self, *args)
+
+    with replaced(FileSystemWriter, "write_data", write):
+        try:
+            trained(plan, folder, steps=9, checkpoint=str(folder / "checkpoints"), every=1)
+        except RunFailed as error:
+            return str(error)
+    raise AssertionError("nothing was said")
