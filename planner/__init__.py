@@ -13,14 +13,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and editors
     from planner.api import attention_seconds as attention_seconds
     from planner.api import collective_seconds as collective_seconds
+    from planner.api import compare as compare
+    from planner.api import estimate as estimate
     from planner.api import explain as explain
+    from planner.api import explain_plan as explain_plan
     from planner.api import gemm_seconds as gemm_seconds
     from planner.api import list_hardware as list_hardware
     from planner.api import list_models as list_models
     from planner.api import load_hardware as load_hardware
     from planner.api import load_model as load_model
+    from planner.api import parallelize as parallelize
+    from planner.api import plan as plan
     from planner.api import profile as profile
+    from planner.api import run as run
+    from planner.api import sweep as sweep
+    from planner.api import timeline as timeline
     from planner.api import trace as trace
+    from planner.api import validate as validate
+    from planner.api import verify as verify
     from planner.errors import PlannerError as PlannerError
     from planner.spec.estimate import Estimate as Estimate
     from planner.spec.graph import Graph as Graph
@@ -41,14 +51,24 @@ _HOMES = {
     "HardwareProfile": "planner.spec.hardware",
     "attention_seconds": "planner.api",
     "collective_seconds": "planner.api",
+    "compare": "planner.api",
+    "estimate": "planner.api",
     "explain": "planner.api",
+    "explain_plan": "planner.api",
     "gemm_seconds": "planner.api",
     "list_hardware": "planner.api",
     "load_hardware": "planner.api",
     "list_models": "planner.api",
     "load_model": "planner.api",
+    "parallelize": "planner.api",
+    "plan": "planner.api",
     "profile": "planner.api",
+    "run": "planner.api",
+    "sweep": "planner.api",
+    "timeline": "planner.api",
     "trace": "planner.api",
+    "validate": "planner.api",
+    "verify": "planner.api",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -261,6 +261,27 @@ def test_completion_of_model_names() -> None:
     assert "plain,llama3.1-405b" in done.stdout.split()
 
 
+def test_help_loads_nothing_heavy() -> None:
+    """A tenth of a second of processor time, as long as it stays so."""
+    words = [sys.executable, "-X", "importtime", "-m", "planner", "plan", "--help"]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stderr
+    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines()}
+    assert "click" in loaded
+    assert not loaded & {"torch", "numpy", "networkx", "pulp", "highspy", "matplotlib"}
+
+
+def test_planning_does_not_load_torch_where_the_graph_is_cached() -> None:
+    planner.trace("gpt2")
+    words = ["plan", "gpt2", "--hardware", "dgx-h100", "--gpus", "1", "-q"]
+    code = (
+        f"import sys; sys.argv = ['tp-plan', *{words!r}]\nfrom planner.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code\n"
+        "assert 'numpy' in sys.modules; assert 'torch' not in sys.modules; assert 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "models"], ["explain", "gpt2"], ["trace", "gpt2"]])
 def test_torch_is_not_loaded_where_it_is_not_needed(arguments: list[str]) -> None:
     planner.trace("gpt2")

@@ -1,13 +1,17 @@
-"""Standard streams that may be closed, full, gone or of another encoding: one message, never a traceback."""
+"""Standard streams that may be closed, full, gone or of another encoding: one message, never a traceback.
+
+And the bar that a search shows on one of them.
+"""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import math
 import os
 import sys
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Protocol
 
 from planner.errors import PlannerError
 
@@ -83,3 +87,58 @@ def silence(stream: IO[str] | None) -> None:
     with contextlib.suppress(OSError, ValueError):
         if stream is not None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class Progressed(Protocol):
+    """How far a search has come."""
+
+    @property
+    def explored(self) -> int:
+        """Candidates that were looked at."""
+
+    @property
+    def candidates(self) -> int:
+        """All of them."""
+
+    @property
+    def best_seconds(self) -> float:
+        """Infinite before there is one."""
+
+    @property
+    def bound_seconds(self) -> float:
+        """What no candidate is below."""
+
+
+@contextlib.contextmanager
+def search_bar(*, quiet: bool) -> Iterator[Callable[[Progressed], None]]:
+    """A bar on stderr while a search runs, where a person looks at it; what it yields hears of the progress."""
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("searching"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def hear(found: Progressed) -> None:
+            bar.update(task, completed=found.explored, total=found.candidates, description=progress_text(found))
+
+        yield hear
+
+
+def progress_text(found: Progressed) -> str:
+    """`890 of 6,609, best 14.2 s, bound 13.9 s, gap 1.5 %`."""
+    told = f"{found.explored:,} of {found.candidates:,}"
+    if not math.isfinite(found.best_seconds):
+        return f"{told}, none that fits yet"
+    gap = 1.0 - found.bound_seconds / found.best_seconds if found.best_seconds else 0.0
+    best, bound = (f"{seconds:.4g} s" for seconds in (found.best_seconds, found.bound_seconds))
+    return f"{told}, best {best}, bound {bound}, gap {100 * max(0.0, gap):.2g} %"

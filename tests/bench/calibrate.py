@@ -37,12 +37,14 @@ from tests.measured_rows import (  # noqa: E402
     DATA,
     GEMM_DTYPES,
     KV_DTYPES,
+    MESH,
     SYSTEMS,
     MissingDataError,
     Rows,
     attention_rows,
     custom_all_reduce_rows,
     gemm_rows,
+    mesh_rows,
     nccl_rows,
     profile,
     twins_apart,
@@ -160,12 +162,13 @@ def collectives(name: str, folder: Path) -> Iterator[Found]:
     for level, item in profile(name).topology.items():
         for kind, table in item.collectives.items():
             if table.source == "measured" and kind != "broadcast":
-                rows = nccl_rows(name, kind, folder)
+                rows = mesh_rows(table.ranks, folder) if name == MESH else nccl_rows(name, kind, folder)
                 switches = kind == "all_reduce" and name in ("dgx-h100", "dgx-h200")
                 spread = twins_apart(rows) if kind in ("all_gather", "all_to_all") else 0.0
                 found = fit_collective(
-                    kind, _timings(rows), reference="rows", spread=spread, switches_reduce=switches
-                )
+                    kind, _timings(rows), reference="rows", spread=spread, switches_reduce=switches,
+                    low_latency=name != MESH,
+                )  # fmt: skip
                 yield ("topology", level, "collectives", kind), _numbers(found), {}
         for mode, table in item.custom_all_reduce.items():
             if table.source == "measured":
@@ -264,13 +267,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="refit the measured constants of the hardware profiles")
     parser.add_argument("folder", nargs="?", type=Path, default=DATA, help="published measurements")
     parser.add_argument("--only", choices=list(PARTS), help="one kind of kernel")
-    parser.add_argument("--system", choices=list(SYSTEMS), help="one GPU, by its profile")
+    parser.add_argument("--system", choices=[*SYSTEMS, MESH], help="one GPU, by its profile")
     parser.add_argument("--write", action="store_true", help="put the numbers into hardware_profiles/")
     given = parser.parse_args()
     began, differ = time.monotonic(), 0
     try:
-        for name in [given.system] if given.system else SYSTEMS:
-            differ += calibrate(name, [given.only] if given.only else list(PARTS), given.folder, given.write)
+        for name in [given.system] if given.system else [*SYSTEMS, MESH]:
+            parts = [given.only] if given.only else list(PARTS)
+            timed = ["collectives"] if name == MESH else list(PARTS)
+            differ += calibrate(name, [part for part in parts if part in timed], given.folder, given.write)
     except MissingDataError as error:
         print(f"{error}\ngive their folder: python tests/bench/calibrate.py DATA_FOLDER", file=sys.stderr)
         return 1

@@ -23,8 +23,11 @@ from tests.measured_rows import (  # noqa: E402
     COLLECTIVES,
     DATA,
     ELEMENTS,
+    ENGINE_MODES,
     GEMM_DTYPES,
     KV_DTYPES,
+    MESH,
+    MESH_SIZES,
     PHASES,
     SYSTEMS,
     Floats,
@@ -33,9 +36,13 @@ from tests.measured_rows import (  # noqa: E402
     across_nodes_profile,
     across_nodes_rows,
     attention_rows,
+    custom_all_reduce_rows,
+    custom_predicted,
     gemm_rows,
+    mesh_rows,
     nccl_rows,
     profile,
+    releases_apart,
     twins_apart,
 )
 
@@ -207,6 +214,43 @@ def _nccl_predicted(name: str, kind: str, rows: Rows) -> Floats:
     return predicted
 
 
+def custom_all_reduces(folder: Path) -> dict[tuple[str, str], float]:
+    """The serving engines' own all-reduce; the error by how it is launched and profile."""
+    heads = ("system", "launched", "rows", "left out", "error", "bias", "rank", "numbers/size", "NCCL's", "noise")
+    found, errors = Table("A serving engine's all-reduce, error in %", heads), {}
+    for mode in ENGINE_MODES:
+        for name in SYSTEMS:
+            tables = [level.custom_all_reduce.get(mode) for level in profile(name).topology.values()]
+            rows, _ = custom_all_reduce_rows(name, mode, folder)
+            many = next((table.numbers_per_size for table in tables if table), 0.0)
+            if not rows.kept.any() or not many:
+                continue
+            own, library = (custom_predicted(name, rows, custom) for custom in (mode, None))
+            measured = rows.seconds[rows.kept]
+            errors[mode, name] = mape(own / measured)
+            found.add(
+                name, mode, len(rows.seconds), found.left_out(rows), errors[mode, name], bias(own / measured),
+                f"{ranking(own, measured):.4f}", many, mape(library / measured),
+                100 * releases_apart(name, mode, folder),
+            )  # fmt: skip
+    found.show()
+    print("  NCCL's: error of the library's cost; noise: the release before, on the same rows")
+    return errors
+
+
+def mesh(folder: Path) -> dict[str, float]:
+    """All-reduces in a hybrid cube mesh; the error by profile and group size."""
+    found, errors = Table("All-reduce in a hybrid cube mesh, error in %", ("profile", "GPUs", "rows", "error")), {}
+    for size in MESH_SIZES:
+        rows = mesh_rows((size,), folder)
+        count = rows.sizes["bytes"]
+        predicted = planner.collective_seconds(profile(MESH), "all_reduce", count, ranks=range(size), dtype="fp32")
+        errors[f"{MESH} {size}"] = mape(predicted / rows.seconds)
+        found.add(MESH, size, len(count), errors[f"{MESH} {size}"])
+    found.show()
+    return errors
+
+
 def across_nodes(folder: Path) -> Floats:
     """All-reduces across nodes; predicted over measured of every row."""
     found = Table("All-reduce across nodes, error in %", ("published system", "profile", "rows", "error", "bias"))
@@ -233,6 +277,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         products, fused = gemm(folder), attention(folder)
         inside, outside = collectives(folder), across_nodes(folder)
+        custom_all_reduces(folder), mesh(folder)
     except MissingDataError as error:
         print(f"{error}\ngive their folder: python tests/bench/kernels.py DATA_FOLDER", file=sys.stderr)
         return 1

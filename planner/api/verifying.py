@@ -1,0 +1,57 @@
+"""A plan checked before anything is rented: its executor dry-run at full size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from planner.api.planning import OpenedPlan, PlanLike, open_plan
+from planner.errors import PlannerError
+from planner.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from planner.spec.verification import Verification
+
+USUAL_PROCESSES = 8
+
+
+def verify(
+    plan: PlanLike,
+    *,
+    numerics: bool = False,
+    nproc: int = USUAL_PROCESSES,
+    told: Callable[[str], None] | None = None,
+    use_cache: bool = True,
+) -> Verification:
+    """Dry-run every pipeline rank of a plan in this process, and set beside the plan what it would do.
+
+    Collectives are equal in kind, number and bytes, peak memory lies within the plan's interval; an edited plan
+    is checked as it stands. With `numerics` a small copy of it runs on up to `nproc` local processes as well, and
+    its loss, gradients and first step of AdamW are those of one process. `told` hears what is run.
+    """
+    from planner.execute.verify import verify_layout
+
+    opened = open_plan(plan, use_cache=use_cache)
+    kinds = [placement.block for placement in opened.graph.sequence if placement.path]
+    spec = spec_of(opened)
+    found = verify_layout(opened.plan, spec, kinds, told=told)
+    if not numerics:
+        return found
+    from planner.execute.numerics import verify_numerics
+
+    if told is not None:
+        told(f"a small copy on up to {nproc} processes")
+    return replace(found, parity=verify_numerics(opened.plan, spec, nproc))
+
+
+def spec_of(opened: OpenedPlan) -> ModelSpec:
+    """The spec of a plan's model, which the executor builds it from."""
+    if opened.spec is None:
+        raise PlannerError(
+            "a dry run builds the model from its spec",
+            value=f"{opened.plan.model}, which has none",
+            remedy="explain, estimate and compare take this plan; to verify one, plan a bundled model or a spec",
+            key="model",
+        )
+    return opened.spec

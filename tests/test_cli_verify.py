@@ -1,0 +1,91 @@
+"""`tp-plan verify`: text, JSON and exit codes for plans that hold, that were edited, and that cannot be run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import planner
+from planner.search.plans import plan_of
+from planner.spec.model import ModelSpec
+from planner.spec.plan import content_digest
+from planner.spec.strategy import Strategy
+from planner.spec.workload import TrainWorkload
+from planner.spec.yaml_text import dump_yaml
+from tests.search.arrangements import arranged
+from tests.test_cli_plan import Run, model, run
+from tests.tiny import tiny_spec
+
+__all__ = ["model", "run"]  # fixtures
+
+
+def save_plan(path: str, spec: ModelSpec, model: str, keys: dict[str, Any]) -> None:
+    """The plan of a layout that nothing was searched for."""
+    graph, profile = planner.trace(spec), planner.load_hardware("dgx-h100")
+    strategy = Strategy.from_dict(keys)
+    made = plan_of(
+        model=model,
+        hardware="dgx-h100",
+        graph=graph,
+        profile=profile,
+        workload=TrainWorkload(seq_len=64, global_batch=8, precision="bf16"),
+        arrangement=arranged(graph, keys),
+        command=f"tp-plan plan {model} --hardware dgx-h100 --gpus {strategy.gpus}",
+        model_digest=content_digest(spec),
+        hardware_digest=content_digest(profile),
+    )
+    made.save(path)
+
+
+@pytest.fixture
+def plan(model: str) -> str:
+    """Two stages of a layer, and two ranks of each that cut every weight."""
+    spec = tiny_spec("llama", layers=2)
+    Path(model).write_text(dump_yaml(spec.to_dict()))
+    save_plan("plan.yaml", spec, model, {"tp": 2, "pp": 2, "sp": True, "microbatch": 4})
+    return "plan.yaml"
+
+
+def test_a_plan_holds_and_so_does_what_a_person_made_of_it(plan: str, run: Run) -> None:
+    code, out, _ = run("verify", plan)
+    assert code == 0, out
+    assert out.startswith("The executor does what the plan says")
+    assert "differs" not in out
+    assert max(map(len, out.splitlines())) <= 120
+    text = Path(plan).read_text()
+    assert text.count("microbatch: 4") == 1
+    Path(plan).write_text(text.replace("microbatch: 4", "microbatch: 2"))
+    code, out, _ = run("verify", plan, "--json")
+    assert code == 0, out
+    told = json.loads(out)
+    assert told["agrees"]
+    assert told["microbatches"] == 4
+    assert [stage["layers"] for stage in told["stages"]] == [[0], [1]]
+
+
+def test_a_plan_that_promises_something_else(plan: str, run: Run) -> None:
+    text = Path(plan).read_text()
+    (line, *_) = [line for line in text.splitlines() if "axis: tp" in line and "count: " in line]
+    count = line.split("count: ")[1].split(",")[0]
+    Path(plan).write_text(text.replace(line, line.replace(f"count: {count},", f"count: {int(count) + 1},"), 1))
+    code, out, _ = run("verify", plan)
+    assert code == 1
+    assert out.startswith("Differs: stage 0: tp ")
+    assert f"the plan lists {int(count) + 1} of" in out.replace("\n", " ")
+    assert "← differs" in out
+
+
+def test_what_cannot_be_run(model: str, run: Run) -> None:
+    bert = tiny_spec("bert")
+    Path("bert-spec.yaml").write_text(dump_yaml(bert.to_dict()))
+    save_plan("bert.yaml", bert, "bert-spec.yaml", {"dp": 2})
+    code, out, err = run("verify", "bert.yaml")
+    assert (code, out) == (2, "")
+    assert "the executor runs decoders" in err
+    assert "fix: " in err
+    code, out, err = run("verify", "nothing.yaml")
+    assert (code, out) == (2, "")
+    assert "cannot be read" in err
