@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.hosts import Hosts, NoHostsError, two_hosts
+
 # a slow machine is no fault of what is tested
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
@@ -33,3 +35,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def slow_hosts(request: pytest.FixtureRequest) -> Iterator[Hosts]:
+    """Two hosts joined at the rate of the test's parameter, in Mbit/s; without root the test is skipped."""
+    try:
+        with two_hosts(request.param) as hosts:
+            yield hosts
+    except NoHostsError as error:
+        pytest.skip(str(error))

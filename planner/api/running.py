@@ -26,7 +26,7 @@ def run(
 
     `flags` are called as those of `tp-plan run`: `data, steps, lr, checkpoint, every, resume, …`. A run that
     fails is a PlannerError with exit code 1 that names the rank, its stage and its module. On several machines
-    start `torchrun … -m planner.execute plan.yaml` yourself.
+    start `torchrun … -m -- planner.execute plan.yaml` yourself.
     """
     from planner.execute.launch import launch
 

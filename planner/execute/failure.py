@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -23,6 +23,8 @@ from torch import nn
 
 from planner.errors import EXIT_ANSWER_IS_NO, PlannerError
 from planner.execute.phases import StepPhase, current_phase
+from planner.execute.roll_call import RollCall
+from planner.execute.where import Where
 from planner.units import in_binary_bytes
 
 EXIT_TERMINATED = 143  # as a shell says of SIGTERM: the run was asked to end, and can be resumed
@@ -35,6 +37,7 @@ _ENDING_SECONDS = 5.0  # for a rank to end its step when it is told to end, and 
 _LOST_PEER = re.compile(
     r"gloo/|Connection (closed|reset)|[Tt]imed out|timeout|NCCL|ProcessGroup|Broken pipe|TCPStore|peer"
 )
+_SOURCE_PLACE = re.compile(r"^\[\S+:\d+\] ")  # of gloo's own files
 _NO_MEMORY = re.compile(r"out of memory|[Cc]annot allocate|can't allocate|DefaultCPUAllocator|bad_alloc")
 
 
@@ -42,26 +45,6 @@ class RunFailed(PlannerError):  # noqa: N818 - as the other answers that are no
     """A run that began and could not go on."""
 
     exit_code = EXIT_ANSWER_IS_NO
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
-    """What a rank does."""
-
-    rank: int
-    stage: int
-    pid: int
-    step: int = -1  # before the first one
-    phase: str = "setup"
-    module: str = ""
-    events: int = 0  # modules entered so far: the rank that hangs is behind the others
-
-    @property
-    def told(self) -> str:
-        """`rank 3 (stage 1), step 12, backward, blocks.5.attention`."""
-        words = [f"rank {self.rank} (stage {self.stage})"]
-        words += [f"step {self.step + 1}", self.phase] if self.step >= 0 else ["before the first step"]
-        return ", ".join(words + ([self.module] if self.module else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +76,7 @@ class Record:
         self.step, self.module, self.events = -1, "", 0
         self.phase: StepPhase = "setup"
         self.changed = time.monotonic()
+        self.roll_call: RollCall | None = None  # where ranks are on several hosts
         self._folder = Path(os.environ[RECORDS]) if RECORDS in os.environ else None
         self._map: mmap.mmap | None = None
         if self._folder is not None:
@@ -124,9 +108,25 @@ class Record:
 
     def report(self, error: BaseException) -> Report:
         """Leave a report of what ends this rank."""
-        found = _report(self.where, error)
+        found = self.blamed(_report(self.where, error))
         self.leave(found)
         return found
+
+    def blamed(self, report: Report) -> Report:
+        """The report of a rank that misses others, naming those that are lost where that is known."""
+        lost = self.roll_call.lost() if self.roll_call is not None and report.kind == "peer" else ()
+        if not lost:
+            return report
+        names = ", ".join(str(word.where.rank) for word in lost)
+        ranks, them = (f"ranks {names} are", "them") if len(lost) > 1 else (f"rank {names} is", "it")
+        first = lost[0]
+        return replace(
+            report,
+            rule=f"{ranks} gone, and the run with {them}",
+            value=f"{first.where.told}, on {first.host}",
+            remedy=f"see what ended {them} there, then go on with --resume",
+            key=f"rank.{first.where.rank}",
+        )
 
     def leave(self, report: Report) -> None:
         """Write a report where whoever started the ranks reads it."""
@@ -144,21 +144,16 @@ class Record:
         self.changed = time.monotonic()
         if self._map is not None:
             # twice for each module of each microbatch: no more than a line
-            now = self.where
-            line = f"{now.rank} {now.stage} {now.pid} {now.step} {now.events} {now.phase} {now.module}"
-            told = line.encode()[: _RECORD_BYTES - 1]
+            told = self.where.line.encode()[: _RECORD_BYTES - 1]
             self._map[: len(told) + 1] = told + b"\0"
 
 
 def read_where(folder: Path, rank: int) -> Where | None:
     """What a rank did last, if it came to tell."""
     try:
-        told = (folder / f"rank-{rank}.now").read_bytes().split(b"\0")[0].decode(errors="replace")
-        *numbers, phase, module = told.split(" ", 6)
-        held, stage, pid, step, events = map(int, numbers)
+        return Where.parsed((folder / f"rank-{rank}.now").read_bytes().split(b"\0")[0].decode(errors="replace"))
     except (OSError, ValueError):
         return None
-    return Where(rank=held, stage=stage, pid=pid, step=step, events=events, phase=phase, module=module)
 
 
 def read_report(folder: Path, rank: int) -> Report | None:
@@ -221,6 +216,7 @@ class Watch(threading.Thread):
                         value=f"{where.told}, at {place}", remedy=remedy, key=f"rank.{where.rank}",
                         exit_code=EXIT_ANSWER_IS_NO,
                         traceback="".join(traceback.format_stack(frame)))  # fmt: skip
+        report = self._record.blamed(report)
         self._record.leave(report)
         if RECORDS not in os.environ:
             print(report.error(), file=sys.stderr, flush=True)
@@ -255,7 +251,7 @@ def _report(where: Where, error: BaseException) -> Report:
         remedy = "plan with --memory-margin, a smaller --microbatch or --zero 3; tp-plan explain shows its memory"
     elif isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)):
         kind = "peer"
-        rule, value = "a rank lost the others", f"{where.told}: {value}"
+        rule, value = "a rank lost the others", f"{where.told}: {_SOURCE_PLACE.sub('', told[0])}"
         remedy = "see what ended the other rank, then go on with --resume"
     else:
         value = f"{where.told}: {value}"

@@ -26,6 +26,7 @@ from planner.execute.optimizer import LocalOptimizer, learning_rate
 from planner.execute.order import mixed
 from planner.execute.parts import held_values, parts_of, whole_shapes
 from planner.execute.process import Placed, join, place, timeout_seconds
+from planner.execute.roll_call import spread_over_hosts, start_roll_call
 from planner.execute.runner import Runner, build_runner
 from planner.execute.seeds import seed_rank
 from planner.models.build import build_model
@@ -59,6 +60,8 @@ def _run(asked: RankArguments, record: Record) -> int:
     join(placed)
     if RECORDS not in os.environ and placed.rank == 0:  # else whoever started the ranks has looked
         require_places(job)
+    if RECORDS not in os.environ and spread_over_hosts():
+        record.roll_call = start_roll_call(lambda: record.where)
     watch = Watch(record, timeout_seconds(job.run, job.plan))
     watch.listen()
     watch.start()
