@@ -12,7 +12,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,7 @@ from planner.spec.strategy import Schedule
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-_Message: TypeAlias = tuple[str, int, int]  # F or B, the virtual stage that waits for it, the microbatch
 _Rows: TypeAlias = slice | Ints
-_Placed: TypeAlias = tuple[int, Action, int | None]  # rank, action, virtual stage of a weight part right after it
 
 _SETTLED = 1e-10  # of a turn: by how much delays may differ and count as one
 _MOST_PIECES = 4  # array operations that cost less than gathering the rows
@@ -192,12 +190,44 @@ def _forward(sequence: Sequence[Action], count: int) -> int:
     return [place for place, action in enumerate(sequence) if action.kind == "F"][count]
 
 
+class _Task(NamedTuple):
+    """An action by numbers. Messages are ordered by direction, the virtual stage they go to, then microbatch."""
+
+    kind: str
+    waits: int  # for this message; -1: for none
+    makes: int
+    hop: int  # row of hops
+    duration: int  # row of durations
+
+
+_Placed: TypeAlias = tuple[int, _Task, int]  # rank, task, row of a weight part's duration right after it
+
+
 class _Compiler:
     """Numbers the actions of stretches of an order by the step in which they can run."""
 
     def __init__(self, orders: Orders, stages: int) -> None:
-        self.orders, self.stages = orders, stages
+        self.stages = stages
         self.nothing = 3 * stages  # row of durations
+        self.many = 1 + max(action.microbatch for order in orders for action in order)
+        self.orders = [[self._task(action) for action in order] for order in orders]
+
+    def _task(self, action: Action) -> _Task:
+        kind, stage, microbatch = action
+        ahead, last = kind == "F", self.stages - 1
+        first = stage == (0 if ahead else last)
+        # directions apart from one another, what leaves either end of the model included
+        goes_to = stage if ahead else self.stages + 2 + stage
+        message = goes_to * self.many + microbatch
+        if kind == "W":  # on the rank of its input part
+            return _Task(kind, waits=-1, makes=-2, hop=last, duration=2 * self.stages + stage)
+        return _Task(
+            kind,
+            waits=-1 if first else message,
+            makes=message + (self.many if ahead else -self.many),
+            hop=last if first else stage - ahead,
+            duration=stage if ahead else self.stages + stage,
+        )
 
     def segment(self, starts: Sequence[int], ends: Sequence[int]) -> _Segment:
         """From before the actions at `starts` to before those at `ends`."""
@@ -216,15 +246,11 @@ class _Compiler:
             group = sorted(unsorted, key=lambda placed: (placed[1].kind, placed[0]))
             row = 1 + inputs + block * widest
             columns = []
-            for place, (rank, action, late) in enumerate(group):
-                message = self._input(action)
-                columns.append(
-                    (last_row[rank], last_late[rank], row_of[message] if message else 0,
-                     self._hop(action), self._duration(action))
-                )  # fmt: skip
-                row_of[self._made(action)] = row + place
-                last_row[rank] = row + place
-                last_late[rank] = self.nothing if late is None else 2 * self.stages + late
+            for place, (rank, task, late) in enumerate(group, row):
+                message = row_of[task.waits] if task.waits >= 0 else 0
+                columns.append((last_row[rank], last_late[rank], message, task.hop, task.duration))
+                row_of[task.makes] = last_row[rank] = place
+                last_late[rank] = late
             steps.append(self._step(row, columns))
         return _Segment(
             steps=tuple(steps),
@@ -247,18 +273,17 @@ class _Compiler:
             own=tuple((rows, only) for rows, (only,) in _pieces(duration)),
         )
 
-    def _blocks(self, groups: Sequence[Sequence[_Placed]], left: Iterable[_Message]) -> list[int]:
+    def _blocks(self, groups: Sequence[Sequence[_Placed]], left: Iterable[int]) -> list[int]:
         """A block of rows for each step, free again after the last step that reads one of them."""
-        made_in: dict[_Message, int] = {}
+        made_in: dict[int, int] = {}
         last_in: dict[int, int] = {}  # rank: step of its last action
         until = list(range(len(groups)))
         for step, group in enumerate(groups):
-            for rank, action, _ in group:
-                message = self._input(action)
-                for source in (made_in.get(message) if message else None, last_in.get(rank)):
+            for rank, task, _ in group:
+                for source in (made_in.get(task.waits), last_in.get(rank)):
                     if source is not None:
                         until[source] = step
-                made_in[self._made(action)] = last_in[rank] = step
+                made_in[task.makes] = last_in[rank] = step
         for kept in (*last_in.values(), *(made_in[message] for message in left if message in made_in)):
             until[kept] = len(groups)
         blocks, free, used = [], [], 0
@@ -272,66 +297,46 @@ class _Compiler:
             ending.setdefault(last, []).append(blocks[-1])
         return blocks
 
-    def pending(self, cut: Sequence[int]) -> list[_Message]:
+    def pending(self, cut: Sequence[int]) -> list[int]:
         """Messages made before a cut and needed after it, in an order that is the same for every turn."""
         if not any(cut):
             return []
         places = list(zip(self.orders, cut, strict=True))
-        before = itertools.chain.from_iterable(order[:place] for order, place in places)
-        after = itertools.chain.from_iterable(order[place:] for order, place in places)
-        needed = {message for message in map(self._input, after) if message is not None}
-        return sorted(needed.intersection(map(self._made, before)))
+        made = {task.makes for order, place in places for task in order[:place]}
+        return sorted(made.intersection(task.waits for order, place in places for task in order[place:]))
 
-    def _by_step(
-        self, starts: Sequence[int], ends: Sequence[int], known: Iterable[_Message]
-    ) -> list[list[_Placed]]:
-        """The actions by step; a weight part alone after another action goes with that."""
-        step_of: dict[_Message, int] = dict.fromkeys(known, -1)
+    def _by_step(self, starts: Sequence[int], ends: Sequence[int], known: Iterable[int]) -> list[list[_Placed]]:
+        """The tasks by step; a weight part alone after another task goes with that."""
+        step_of: dict[int, int] = dict.fromkeys([-1, *known], -1)
         places, clocks = list(starts), [-1] * len(starts)
         groups: list[list[_Placed]] = []
-        sleeping: dict[_Message, int] = {}
+        sleeping: dict[int, int] = {}
         awake = list(range(len(starts)))
         while awake:
             rank = awake.pop()
-            order = self.orders[rank]
-            while places[rank] < ends[rank]:
-                action = order[places[rank]]
-                message = self._input(action)
-                if message is not None and message not in step_of:
-                    sleeping[message] = rank
+            order, place, end, clock = self.orders[rank], places[rank], ends[rank], clocks[rank]
+            while place < end:
+                task = order[place]
+                arrives = step_of.get(task.waits)
+                if arrives is None:
+                    sleeping[task.waits] = rank
                     break
-                places[rank] += 1
-                step = 1 + max(clocks[rank], -1 if message is None else step_of[message])
-                late = None
-                if action.kind != "W" and places[rank] < ends[rank] and order[places[rank]].kind == "W":
-                    late = order[places[rank]].stage
-                    places[rank] += 1
-                if step == len(groups):
+                place += 1
+                clock = 1 + max(clock, arrives)
+                late = self.nothing
+                if place < end and task.kind != "W" and order[place].kind == "W":
+                    late = order[place].duration
+                    place += 1
+                if clock == len(groups):
                     groups.append([])
-                groups[step].append((rank, action, late))
-                clocks[rank] = step_of[self._made(action)] = step
-                woken = sleeping.pop(self._made(action), None)
-                awake += [] if woken is None else [woken]
+                groups[clock].append((rank, task, late))
+                step_of[task.makes] = clock
+                woken = sleeping.pop(task.makes, None)
+                if woken is not None:
+                    awake.append(woken)
+            places[rank], clocks[rank] = place, clock
         assert places == list(ends)
         return groups
-
-    def _input(self, action: Action) -> _Message | None:
-        first = action.kind == "W" or action.stage == (0 if action.kind == "F" else self.stages - 1)
-        return None if first else ("F" if action.kind == "F" else "B", action.stage, action.microbatch)
-
-    def _made(self, action: Action) -> _Message:
-        if action.kind == "W":
-            return action
-        ahead = action.kind == "F"
-        return "F" if ahead else "B", action.stage + (1 if ahead else -1), action.microbatch
-
-    def _hop(self, action: Action) -> int:
-        boundary = action.stage - 1 if action.kind == "F" else action.stage
-        inside = 0 <= boundary < self.stages - 1 and self._input(action) is not None
-        return boundary if inside else self.stages - 1
-
-    def _duration(self, action: Action) -> int:
-        return action.stage + self.stages * {"F": 0, "B": 1, "I": 1, "W": 2}[action.kind]
 
 
 def _pieces(*columns: Sequence[int]) -> list[tuple[slice, tuple[_Rows, ...]]]:

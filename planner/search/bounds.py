@@ -27,6 +27,8 @@ from planner.cost.steps import SPLIT_BACKWARD
 from planner.search.prices import LeastPrices, alike
 from planner.units import GIB
 
+_AT_ONCE = 2**17  # candidates, so that what is summed up on the way stays small
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
@@ -38,13 +40,14 @@ class Bounds:
 
 def bounds(pricer: BlockPricer, prices: LeastPrices, layouts: Layouts, layers: int) -> Bounds:
     """No step of a candidate is shorter, and no peak of its fullest rank lower."""
-    everyone = np.arange(len(layouts))
-    dense, experts = _weights(prices, layouts, everyone)
-    kept = prices.of_rows(prices.kept) / layouts.pp
-    return Bounds(
-        step_seconds=_pipeline(prices, layouts, layers) + once_a_step(pricer, prices, layouts, everyone),
-        device_bytes=_memory(pricer, layouts, dense, experts, kept),
-    )
+    step, device = np.empty((2, len(layouts)))
+    for first in range(0, len(layouts), _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        some, rows = layouts.take(part), np.arange(len(layouts))[part]
+        contexts = prices.found.of_row[rows]
+        step[part] = _pipeline(prices, some, contexts, layers) + once_a_step(pricer, prices, some, rows)
+        device[part] = _memory(pricer, some, *_weights(prices, some, rows), prices.kept[contexts] / some.pp)
+    return Bounds(step_seconds=step, device_bytes=device)
 
 
 def _weights(prices: LeastPrices, layouts: Layouts, rows: Ints) -> tuple[Floats, Floats]:
@@ -54,12 +57,12 @@ def _weights(prices: LeastPrices, layouts: Layouts, rows: Ints) -> tuple[Floats,
     return of_ranks / pp, prices.experts[contexts] / pp
 
 
-def _pipeline(prices: LeastPrices, layouts: Layouts, layers: int) -> Floats:
+def _pipeline(prices: LeastPrices, layouts: Layouts, contexts: Ints, layers: int) -> Floats:
     pp, count = layouts.pp.astype(np.float64), layouts.microbatches.astype(np.float64)
-    through = prices.of_rows(prices.forward + prices.backward)
+    through, layer = (prices.forward + prices.backward)[contexts], prices.layer_seconds[contexts]
     uneven = through / (1.0 - (1.0 - 1.0 / count) ** pp)
-    fullest = count * np.ceil(layers / pp) * prices.of_rows(prices.layer_seconds)
-    even = np.maximum(count * through / pp, _even_rounds(layouts, layers) * prices.of_rows(prices.layer_seconds))
+    fullest = count * np.ceil(layers / pp) * layer
+    even = np.maximum(count * through / pp, _even_rounds(layouts, layers) * layer)
     return np.asarray(np.where(layouts.vpp == 1, np.maximum(uneven, fullest), even))
 
 

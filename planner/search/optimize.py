@@ -38,6 +38,7 @@ from planner.spec.wishes import Wishes
 from planner.spec.workload import TrainWorkload
 
 _BATCH = 512  # candidates that are priced together
+_ROWS_A_RANK = 128  # most candidates of a table for each rank: the fewer ranks, the more mixes each has
 _HALVINGS = 4  # of the interval between a candidate's bound and the best step
 _PASSES = 12  # over the borders of a table, each halving what the best step may still lose
 _EXACTLY = 120  # stretches of a pipeline up to which its integer program is solved without any gap
@@ -129,8 +130,9 @@ class Search:
 
     def _first_of_degrees(self, rows: Ints) -> Ints:
         """Of each combination of degrees the candidate with the least bound: the first bests are among them."""
-        layouts = self.space.layouts.take(rows)
-        first, _ = alike([layouts.tp, layouts.pp, layouts.cp, layouts.ep, (layouts.zero == 3).astype(np.int64)])
+        layouts = self.space.layouts
+        degrees = [column[rows] for column in (layouts.tp, layouts.pp, layouts.cp, layouts.ep)]
+        first, _ = alike([*degrees, (layouts.zero[rows] == 3).astype(np.int64)])
         return rows[np.sort(first)][:_BATCH]
 
     def _narrowed(self, rows: Ints, step: Floats) -> tuple[Ints, Floats]:
@@ -138,8 +140,10 @@ class Search:
         rows = rows[step[rows] < self.best]
         if not np.isfinite(self.best) or not len(rows):
             return rows, step[rows]
-        rows = rows[self._rooms(rows).below(np.full(len(rows), self.best))]
-        rooms, low, high = self._rooms(rows), step[rows].copy(), np.full(len(rows), self.best)
+        rooms = self._rooms(rows)
+        roomy = np.flatnonzero(rooms.below(np.full(len(rows), self.best)))
+        rows, rooms = rows[roomy], rooms.take(roomy)
+        low, high = step[rows].copy(), np.full(len(rows), self.best)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             under = rooms.below(middle)
@@ -295,7 +299,9 @@ class Search:
 
 
 def _groups(layouts: Layouts, rows: Ints) -> Iterator[Ints]:
-    """Rows that share their stages and schedule, in the order of their first."""
+    """Rows that share their stages and schedule, by their first; fewer where a rank has many mixes."""
     keys = [(int(layouts.pp[row]), int(layouts.vpp[row]), str(layouts.schedule[row])) for row in rows]
     for key in dict.fromkeys(keys):
-        yield rows[np.array([other == key for other in keys])]
+        group = rows[np.array([other == key for other in keys])]
+        together = _ROWS_A_RANK * key[0]
+        yield from (group[first : first + together] for first in range(0, len(group), together))

@@ -14,7 +14,7 @@ from planner.cost.schedule import in_flight
 from planner.cost.stages import even_layers, ranks_of_stages
 from planner.cost.steps import StageWork, least_seconds, step
 from planner.cost.ways import Arrangement, Way
-from planner.search.ranks import Kind, RankOption, RankTable
+from planner.search.ranks import Chunks, Kind, RankOption, RankTable
 from planner.spec.strategy import Recompute, Schedule, Strategy
 
 
@@ -41,6 +41,7 @@ class Pipelines:
         counts, where = np.unique(layouts.microbatches, return_inverse=True)
         held = [in_flight(self.schedule, self.pp, self.vpp, int(count)) for count in counts]
         self.flights: Ints = np.stack(held, axis=-1)[..., where.reshape(-1)]  # [rank, chunk, candidate]
+        self._chunks: dict[tuple[int, ...], list[Chunks]] = {}  # of each rank, of the stages asked for last
 
     def even(self, limit_seconds: float = np.inf) -> Pipeline:
         """Layers spread evenly; infinite where a step is not below the limit."""
@@ -75,7 +76,7 @@ class Pipelines:
             size *= 4
         return seconds
 
-    def option(self, rank: int, layers: Sequence[int]) -> RankOption:
+    def option(self, rank: int, layers: tuple[int, ...]) -> RankOption:
         """The cheapest mix of a rank of a pipeline with these layers."""
         stages, last = self.stages_of[rank], len(self.rank_of) - 1
         return self.table.option(
@@ -90,14 +91,15 @@ class Pipelines:
     def _leaves(self, stage: int) -> bool:
         return bool(stage + 1 < len(self.rank_of) and self.rank_of[stage] != self.rank_of[stage + 1])
 
-    def chunks(self, rank: int, layers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    def chunks(self, rank: int, layers: tuple[int, ...]) -> Chunks:
         """Layers of each block in each virtual stage of a rank."""
-        ends = list(itertools.accumulate(layers))
-        return tuple(
-            self.table.chain.inside_of(ends[stage] - layers[stage], ends[stage]) for stage in self.stages_of[rank]
-        )
+        if layers not in self._chunks:
+            borders = list(itertools.accumulate(layers, initial=0))
+            held = [self.table.chain.inside_of(*ends) for ends in itertools.pairwise(borders)]
+            self._chunks = {layers: [tuple(held[stage] for stage in stages) for stages in self.stages_of]}
+        return self._chunks[layers][rank]
 
-    def kind(self, rank: int, layers: Sequence[int]) -> Kind:
+    def kind(self, rank: int, layers: tuple[int, ...]) -> Kind:
         """What a rank's memory and exchanges depend on."""
         chunks = self.chunks(rank, layers)
         return rank == 0, rank == self.rank_of[-1], tuple(map(sum, zip(*chunks, strict=True)))

@@ -24,6 +24,7 @@ from planner.spec.strategy import Recompute
 
 _IN_A_TABLE = 2**24  # distinct values are counted in a table up to here
 _AT_ONCE = 2**14
+_PRICED_TOGETHER = 2**13  # contexts: every part of every way of so many is in memory at a time
 _ANYTHING_KEPT = 2  # a zero stage under which gradients are not summed apart
 
 
@@ -147,6 +148,16 @@ def block_costs(pricer: BlockPricer, layouts: Layouts) -> dict[str, BlockCost]:
     return {name: cost.take(found.of_row) for name, cost in pricer.costs(found.layouts).items()}
 
 
+def _seconds(pricer: BlockPricer, rows: Layouts) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Forward and backward of every way, by context."""
+    ahead, back = ({way.name: np.empty(len(rows)) for way in pricer.ways} for _ in range(2))
+    for first in range(0, len(rows), _PRICED_TOGETHER):
+        part = slice(first, first + _PRICED_TOGETHER)
+        for name, cost in pricer.costs(rows.take(part)).items():
+            ahead[name][part], back[name][part] = cost.forward_seconds, cost.backward_seconds
+    return ahead, back
+
+
 class LeastPrices:
     """Over all ways of each block, the least it can cost in a context."""
 
@@ -154,7 +165,7 @@ class LeastPrices:
         self.found = contexts(layouts, exact=False)
         self.choices, self.pricer = choices, pricer
         rows, repeats = self.found.layouts, pricer.graph.repeats()
-        costs = pricer.costs(rows)
+        ahead, back = _seconds(pricer, rows)
         kept = BlockActivations(pricer, rows)
         self._activations = {way.name: kept.of(way.name) for way in pricer.ways}
         nothing = np.zeros(len(rows))
@@ -170,23 +181,19 @@ class LeastPrices:
             for whole in wholes:
                 mask = self._allowed(block, whole, rows)
                 ways = [way for way in pricer.ways if (way.block, way.whole) == (block, whole)]
-                of_ways = [costs[way.name] for way in ways]
                 kernels = pricer.kernels[ways[0].name]
                 weights = block_weights(kernels.block, kernels.splits, rows)
                 held = held_parameters(kernels.block, kernels.splits, rows)
                 shared = sum(item.elements for item in held if item.path in tied.get(block, ()))
                 values = {
-                    "forward": of_ways[0].forward_seconds,
-                    "backward": np.min([cost.backward_seconds for cost in of_ways], axis=0),
+                    "forward": ahead[ways[0].name],
+                    "backward": np.min([back[way.name] for way in ways], axis=0),
                     "kept": np.min([self._activations[way.name].kept for way in ways], axis=0),
                     "dense": weights.dense - shared * kernels.layer,
                     "dense once": weights.dense - shared,
                     "experts": weights.experts,
                 }
-                values |= {
-                    f"seconds {i}": of_ways[0].forward_seconds + item.backward_seconds
-                    for i, item in enumerate(of_ways)
-                }
+                values |= {f"seconds {i}": values["forward"] + back[way.name] for i, way in enumerate(ways)}
                 for i, way in enumerate(ways):
                     found = self._activations[way.name]
                     values |= {f"kept {i}": found.kept, f"again {i}": found.again}
@@ -259,10 +266,6 @@ class LeastPrices:
     def activations(self, rows: Ints) -> dict[str, Activations]:
         """Of every way under some candidates."""
         return {name: found.take(self.found.of_row[rows]) for name, found in self._activations.items()}
-
-    def of_rows(self, values: Floats) -> Floats:
-        """From contexts to candidates."""
-        return np.asarray(values[self.found.of_row])
 
     def _allowed(self, block: str, whole: frozenset[str], rows: Layouts) -> Bools:
         """The usual assignment everywhere; others where something is cut and sp allows them."""

@@ -27,6 +27,7 @@ from planner.search.mixes import Mixes, mixes
 from planner.spec.strategy import Recompute
 
 Kind = tuple[bool, bool, tuple[int, ...]]  # first rank, last rank, layers of each block
+Chunks = tuple[tuple[int, ...], ...]  # layers of each block, of each virtual stage of a rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,8 @@ class RankTable:
         self._price_ways()
         self._rows: dict[tuple[Kind, tuple[bool, ...]], int] = {}
         self._options: dict[Any, RankOption] = {}
-        self._of_chunks: dict[tuple[tuple[int, ...], ...], tuple[list[Floats], Floats]] = {}
+        self._summed_ends: dict[tuple[str, tuple[bool, bool]], Floats] = {}
+        self._of_chunks: dict[Chunks, tuple[list[Floats], Floats]] = {}
 
     def _price_ways(self) -> None:
         """Each way by itself, and a rank with nothing but neighbours: what messages that it waits for take."""
@@ -109,7 +111,7 @@ class RankTable:
         """Whether a block is a layer; what stands between two layers is none, and runs nothing again."""
         return self.chain.layer[self.chain.blocks.index(block)]
 
-    def price(self, kinds: Sequence[Kind], chunks: Sequence[tuple[tuple[int, ...], ...]]) -> None:
+    def price(self, kinds: Sequence[Kind], chunks: Sequence[Chunks]) -> None:
         """Memory and exchanges of ranks with so many layers in all, under every set of ways."""
         rows: dict[tuple[Kind, tuple[bool, ...]], Ints] = {}
         for kind, parts in zip(kinds, chunks, strict=True):
@@ -139,6 +141,13 @@ class RankTable:
         first, last = around
         return np.asarray(self._before * first + self._after * last)
 
+    def _of_ends(self, name: str, around: tuple[bool, bool]) -> Floats:
+        """Bytes or seconds of the same."""
+        key = name, around
+        if key not in self._summed_ends:
+            self._summed_ends[key] = self._ends(around) @ getattr(self, name)
+        return self._summed_ends[key]
+
     def exchanges(self, kind: Kind, name: str) -> Floats:
         """Seconds of a rank's exchanges or optimizer by their name in OnceAStep."""
         return np.asarray(getattr(self.once, name)[self._row_of_kind[kind]])
@@ -152,7 +161,7 @@ class RankTable:
     def option(
         self,
         kind: Kind,
-        chunks: tuple[tuple[int, ...], ...],
+        chunks: Chunks,
         flights: Ints,
         sends: tuple[bool, ...],
         receives: tuple[bool, ...],
@@ -170,7 +179,7 @@ class RankTable:
     def _option(
         self,
         kind: Kind,
-        chunks: tuple[tuple[int, ...], ...],
+        chunks: Chunks,
         flights: Ints,
         sends: tuple[bool, ...],
         receives: tuple[bool, ...],
@@ -181,7 +190,7 @@ class RankTable:
         rooms = np.stack([self._room[self._rows[kind, present]] for present in found.present])
         held = np.zeros_like(seconds)
         for chunk, around in enumerate(ends):
-            held += (each[chunk] + self._ends(around) @ self.kept) * flights[chunk]
+            held += (each[chunk] + self._of_ends("kept", around)) * flights[chunk]
         fitting = np.where(held <= rooms[found.presence], seconds, np.inf)
         chosen = fitting.argmin(axis=0)
         fits = np.isfinite(fitting[chosen, np.arange(len(chosen))])
@@ -193,7 +202,7 @@ class RankTable:
         stacked = {name: np.stack(values) for name, values in work.items()}
         return RankOption(mixes=found, chosen=chosen, fits=fits, **stacked)
 
-    def _sums(self, chunks: tuple[tuple[int, ...], ...]) -> tuple[list[Floats], Floats]:
+    def _sums(self, chunks: Chunks) -> tuple[list[Floats], Floats]:
         """Of every mix the activations of each chunk, and seconds of backward, [mix, candidate]."""
         if chunks not in self._of_chunks:
             counts = mixes(chunks, self.choices).counts
@@ -203,4 +212,4 @@ class RankTable:
 
     def _seconds(self, name: str, counts: Ints, ends: tuple[bool, bool]) -> Floats:
         times: Floats = getattr(self, name)
-        return np.asarray((counts.T * times[self.of_inside]).sum(axis=0) + self._ends(ends) @ times)
+        return np.asarray((counts.T * times[self.of_inside]).sum(axis=0) + self._of_ends(name, ends))

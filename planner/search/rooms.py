@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import cast
@@ -100,15 +101,38 @@ class Rooms:
                 back, gather * often + reduce * np.where(some.zero == 1, once, 1.0)
             )
 
+    def take(self, places: Ints) -> Rooms:
+        """Some of the candidates."""
+        some = copy(self)
+        some.__dict__.pop("_groups", None)
+        some.layouts = self.layouts.take(places)
+        for name in ("once", "states", "forward", "_least_even"):
+            setattr(some, name, getattr(self, name)[places])
+        some.seconds, some.kept = ([item[places] for item in items] for items in (self.seconds, self.kept))
+        some.first, some.last, some.rest = (item.take(places) for item in (self.first, self.last, self.rest))
+        return some
+
     def below(self, limit_seconds: Floats) -> Bools:
         """Which candidates might have a step below the limit, one for each."""
         result = np.ones(len(self.layouts), dtype=np.bool_)
         if not self.layer.count:
             return result
         for rows, schedule, pp, vpp in self._groups:
-            tell = self._uneven if vpp == 1 else self._even
-            result[rows] = tell(rows, limit_seconds[rows] - self.once[rows], schedule, pp, vpp)
+            spare = limit_seconds[rows] - self.once[rows]
+            if vpp == 1:
+                result[rows] = self._uneven(rows, spare, schedule, pp)
+            else:
+                result[rows] = self._least_even[rows] < spare
         return result
+
+    @cached_property
+    def _least_even(self) -> Floats:
+        """Seconds that candidates with even stages take at least, what is once a step left out."""
+        least = np.zeros(len(self.layouts))
+        for rows, schedule, pp, vpp in self._groups:
+            if vpp > 1:
+                least[rows] = self._even(rows, schedule, pp, vpp)
+        return least
 
     @cached_property
     def _groups(self) -> list[tuple[Ints, Schedule, int, int]]:
@@ -131,8 +155,8 @@ class Rooms:
         held = [in_flight(schedule, pp, vpp, int(count)) for count in counts]
         return np.asarray(np.stack(held, axis=-1)[..., where.reshape(-1)], dtype=np.float64)
 
-    def _uneven(self, rows: Ints, limit: Floats, schedule: Schedule, pp: int, vpp: int) -> Bools:
-        flights = self._flights(rows, schedule, pp, vpp)[:, 0]
+    def _uneven(self, rows: Ints, limit: Floats, schedule: Schedule, pp: int) -> Bools:
+        flights = self._flights(rows, schedule, pp, 1)[:, 0]
         seconds = [item[rows] for item in self.seconds]
         sizes = [self.states[rows] + flights * item[rows] for item in self.kept]
         count, wanted = self.layouts.microbatches[rows].astype(np.float64), self.layer.count
@@ -164,7 +188,7 @@ class Rooms:
             waits_behind = behind + np.maximum(wanted - sums, 0.0) * seconds[0]
         return np.asarray((sums[-1] >= wanted) & (spare >= -_WHOLE * limit).all(axis=0))
 
-    def _even(self, rows: Ints, limit: Floats, schedule: Schedule, pp: int, vpp: int) -> Bools:
+    def _even(self, rows: Ints, schedule: Schedule, pp: int, vpp: int) -> Floats:
         """By the ranks that hold the most microbatches, the first two, and by the last in each round."""
         borders = np.concatenate([[0], np.cumsum(even_layers(len(self.layer.before) - 1, pp * vpp))])
         layers = np.diff(self.layer.before[borders])
@@ -175,22 +199,30 @@ class Rooms:
         # where backward is split, gradients of weights may fill the wait at the end
         split = schedule in SPLIT_BACKWARD
         waits, begins = (self.forward[rows], first.forward) if split else (seconds[0], first.seconds)
-        result = np.ones(len(rows), dtype=np.bool_)
+        slowest = np.zeros(len(rows))
         for rank in sorted({0, 1, pp - 1}):
             own = np.flatnonzero(ranks == rank)
-            found = mixes(tuple((int(layers[stage]),) for stage in own), (len(seconds),))
-            held = layers[own].sum() * self.states[rows]
-            for chunk in range(len(own)):
-                held = held + (found.counts[:, chunk] @ kept) * flights[rank, chunk]
-            alone = np.zeros(len(rows))
+            room, alone = self.capacity - layers[own].sum() * self.states[rows], np.zeros(len(rows))
             if rank == 0:
-                held, alone = held + first.states + flights[0, 0] * first.kept, alone + first.seconds
+                room, alone = room - first.states - flights[0, 0] * first.kept, alone + first.seconds
             if rank == ranks[-1]:
-                held, alone = held + last.states, alone + last.seconds
-            least = np.where(held <= self.capacity, found.counts.sum(axis=1) @ seconds, np.inf).min(axis=0)
+                room, alone = room - last.states, alone + last.seconds
+            counts = mixes(tuple((int(layers[stage]),) for stage in own), (len(seconds),)).counts
+            least = _fastest_mix(counts, flights[rank], kept, seconds, room)
             before = layers[:rank].sum() * waits + (begins if rank else 0.0)
-            result &= self.layouts.microbatches[rows] * (least + alone) + before < limit
-        return result
+            slowest = np.maximum(slowest, self.layouts.microbatches[rows] * (least + alone) + before)
+        return slowest
+
+
+def _fastest_mix(counts: Ints, flights: Floats, kept: Floats, seconds: Floats, room: Floats) -> Floats:
+    """Seconds of the fastest mix [mix, chunk, word] that each candidate has room for; most hold equally many."""
+    least = np.empty(len(room))
+    kinds, kind_of = np.unique(flights, axis=1, return_inverse=True)
+    for kind, held in enumerate(kinds.T):
+        rows = np.flatnonzero(kind_of.reshape(-1) == kind)
+        fits = np.tensordot(counts, held, axes=(1, 0)) @ kept[:, rows] <= room[rows]
+        least[rows] = np.where(fits, counts.sum(axis=1) @ seconds[:, rows], np.inf).min(axis=0)
+    return least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,9 @@ AXES = (("ep", "etp"), ("schedule", "vpp"), ("microbatch",), ("zero", "dp_replic
 ORDERS = ("tp-cp-dp-pp", "tp-cp-pp-dp")
 
 _AXIS_OF = {key: place for place, keys in enumerate(AXES) for key in keys}
+_AXES_READ = {
+    name: tuple(sorted({_AXIS_OF[key] for key in keys if key in _AXIS_OF})) for name, keys in READS.items()
+}
 _SMALL_MICROBATCH = 8
 _LARGEST_MICROBATCH = 2**19  # the largest power of two that a strategy may have
 _MOST_VIRTUAL_STAGES = 8
@@ -139,6 +142,7 @@ class _Judge:
     workload: TrainWorkload
     gpus: int
     answers: dict[str, dict[tuple[Any, ...], bool]] = field(default_factory=lambda: {name: {} for name in RULES})
+    tables: dict[Any, tuple[Bools, Bools]] = field(default_factory=dict)  # answers along axes; which were asked
 
     def breaks(self, name: str, values: tuple[Any, ...]) -> bool:
         """Whether a strategy whose keys READS[name] have these values breaks that rule."""
@@ -164,16 +168,20 @@ class _Judge:
 
     def _broken(self, name: str, alive: Bools, degrees: tuple[int, ...], axes: tuple[Options, ...]) -> Bools:
         """The rule's answer along the axes that it reads, asked only where a candidate is still alive."""
-        read = {_AXIS_OF[key] for key in READS[name] if key in _AXIS_OF}
+        read = _AXES_READ[name]
         others = tuple(place for place in range(len(axes)) if place not in read)
-        shape = tuple(len(axis) if place in read else 1 for place, axis in enumerate(axes))
-        asked = np.broadcast_to(alive.any(axis=others, keepdims=True), shape)
-        known: dict[str, Any] = {"attention_dp": 1, "replicas": 1} | dict(zip(DEGREES, degrees, strict=True))
-        broken = np.zeros(shape, dtype=np.bool_)
-        for place in zip(*asked.nonzero(), strict=True):
+        asked = alive.any(axis=others, keepdims=True)
+        known: dict[str, Any] = dict(zip(DEGREES, degrees, strict=True)) | {"attention_dp": 1, "replicas": 1}
+        key = name, tuple(known[key] for key in READS[name] if key in known), tuple(axes[axis] for axis in read)
+        if key not in self.tables:
+            shape = tuple(len(axis) if place in read else 1 for place, axis in enumerate(axes))
+            self.tables[key] = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+        broken, told = self.tables[key]
+        for place in zip(*(asked & ~told).nonzero(), strict=True):
             for axis in read:
                 known.update(zip(AXES[axis], axes[axis][place[axis]], strict=True))
             broken[place] = self.breaks(name, tuple(known[key] for key in READS[name]))
+            told[place] = True
         return broken
 
 
