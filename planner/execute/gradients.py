@@ -15,7 +15,6 @@ from torch.distributed.tensor import DTensor, Replicate
 from planner.execute.mesh import Meshes, Peers
 from planner.execute.parameters import Summed, local
 from planner.execute.phases import phase
-from planner.models.norms import wide
 
 
 def synchronise(summed: Iterable[Summed]) -> None:
@@ -103,7 +102,7 @@ def clip_gradients(
             assert parameter.grad is not None
             part = local(parameter.grad)
             holders = _holders(parameter, meshes) * copies.get(id(parameter), 1)
-            squares.append(wide(part).square().sum() / holders)
+            squares.append(_square_sum(part) / holders)
         nothing = torch.zeros((), dtype=dtype, device=meshes.dense.device_type)
         total = torch.stack(squares).sum() if squares else nothing
         dist.all_reduce(total)
@@ -113,6 +112,13 @@ def clip_gradients(
             assert parameter.grad is not None
             local(parameter.grad).mul_(factor)
     return norm
+
+
+def _square_sum(part: Tensor) -> Tensor:
+    """Row by row: no second tensor of this size is filled, and sums of rows stay exact in single precision."""
+    single = torch.promote_types(part.dtype, torch.float32)
+    rows: Tensor = torch.linalg.vector_norm(part, dim=-1 if part.dim() else None, dtype=single)
+    return rows.square().sum()
 
 
 def _holders(parameter: nn.Parameter, meshes: Meshes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
 import platform
@@ -17,6 +18,8 @@ from planner.spec.plan import Plan
 from planner.spec.training_run import Device, TrainingRun
 
 _LEAST_SECONDS = 300.0  # that ranks wait for one another: starting and a first step load kernels and libraries
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
+_NEVER = 2**31 - 1  # bytes of free memory before any is given back: the largest that mallopt takes
 _STEPS = 30.0  # or so many of the predicted step
 
 
@@ -89,10 +92,24 @@ def timeout_seconds(run: TrainingRun, plan: Plan) -> float:
     return run.timeout or max(_LEAST_SECONDS, _STEPS * plan.estimate.step_seconds)
 
 
+def keep_freed_memory() -> None:
+    """Let a rank on the CPU use the memory of one step again in the next.
+
+    glibc gives large blocks back as they are freed, and then every 4 KiB of a new one cost a page fault: forward
+    and backward of 38 M parameters, data parallel, took 0.8 s with that and 0.55 s without.
+    """
+    options = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if options is not None:
+        options(_MMAP_MAX, 0)
+        options(_TRIM_THRESHOLD, _NEVER)
+
+
 def join(placed: Placed) -> None:
     """Meet the other ranks. How long they wait for one another in a step is for `Watch` to say."""
     if placed.device.type == "cuda":
         torch.cuda.set_device(placed.device)
+    else:
+        keep_freed_memory()
     dist.init_process_group(
         placed.backend,
         timeout=datetime.timedelta(seconds=_LEAST_SECONDS),
