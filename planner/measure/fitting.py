@@ -34,6 +34,9 @@ _FEWEST_ATTENTION = 4
 _LEAST_FLOOR_US = 1e-3
 _MOST_EFFICIENT = 2.0  # that a profile takes; a fit passes it where the timings show no limit of computation
 _DAO = Origin(source="paper", reference="Dao 2023, FlashAttention-2: backward has five products, forward two")
+_SAME_CORE = Origin(
+    source="assumed", reference="cores that issue kernels run them too: neither waits for the other"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,14 +170,19 @@ def attention(
     )
 
 
-def software(measured: Measured, reference: str) -> dict[Any, SoftwareStack]:
-    """Host time per kernel and per collective of each stack that was measured."""
+def software(measured: Measured, reference: str, *, host_computes: bool) -> dict[Any, SoftwareStack]:
+    """Host time per kernel and per collective of each stack that was measured.
+
+    Where the host computes too, nothing runs while it issues.
+    """
     launches = {case.what: item for case, item in measured.items() if isinstance(case, LaunchCase)}
     stacks: dict[Any, SoftwareStack] = {}
     for stack in ("eager", "compiled", "cuda_graph"):
         if stack not in launches:
             continue
         numbers: dict[str, Any] = {"kernel_us": _digits(launches[stack].seconds * 1e6)}
+        if host_computes:
+            numbers |= {"blocking": 1.0, "other_sources": {"blocking": _SAME_CORE}}
         used = [launches[stack]]
         if "collective" in launches and stack != "cuda_graph":
             numbers["collective_us"] = _digits(launches["collective"].seconds * 1e6)

@@ -106,7 +106,7 @@ def build(
         memory=_memory(setting, memory, reference),
         elementwise=elementwise,
         interference=fitting.interference(measured, reference),
-        software=fitting.software(measured, reference),
+        software=fitting.software(measured, reference, host_computes=setting.device == "cpu"),
         environment=_environment(setting, today),
         notes=_notes(setting, errors, refusals),
         **data,

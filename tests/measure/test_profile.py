@@ -90,6 +90,7 @@ def test_planning_reads_the_profile_and_every_number_has_a_source(written: tuple
     by_source = {number.source for number in numbers}
     assert "measured" in by_source
     assert "datasheet" not in by_source
+    assert profile.software["eager"].blocking == 1.0  # on a CPU nothing runs while the host issues
     assert set(profile.topology) == {"node"}
     assert profile.device.gpus_per_node == profile.largest_gpus == 2
     assert {table.ranks for table in profile.topology["node"].collectives.values()} == {(2,)}
