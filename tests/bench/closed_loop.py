@@ -28,7 +28,7 @@ from planner.spec.yaml_text import dump_yaml  # noqa: E402
 from tests.bench.ranking import verdict, verdicts  # noqa: E402
 from tests.tiny import tiny_spec  # noqa: E402
 
-STEPS, REPEATS = 7, 3
+STEPS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--thorough", action="store_true", help="take minutes to profile instead of one")
     parser.add_argument("--hardware", type=Path, help="a profile of this machine that was measured before")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each plan")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -164,7 +165,7 @@ def main() -> None:
         ]
         for case in cases:
             case.predicted = planned(case, hardware)
-        for _ in range(REPEATS):
+        for _ in range(given.repeats):
             for case in cases:
                 run(case)
         refined = folder / "refined.yaml"
