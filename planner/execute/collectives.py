@@ -57,6 +57,7 @@ class CollectiveCounter(TorchDispatchMode):
     def __init__(self, axes: dict[str, CollectiveAxis]) -> None:
         super().__init__()
         self.axes = axes
+        self.microbatch: int | None = None  # which one runs, where somebody says so
         self.calls: Counter[tuple[Any, ...]] = Counter()
         self.bytes: Counter[tuple[Any, ...]] = Counter()
 
@@ -78,22 +79,23 @@ class CollectiveCounter(TorchDispatchMode):
         group = _group_of(args)
         if group.size() == 1:
             return
-        key = (self._axis(group), group.size(), _phase(self._axis(group), kind), kind)
-        self.calls[key] += 1
-        self.bytes[key] += _bytes(func.namespace, kind, args, out)
+        call = (self._axis(group), group.size(), _phase(self._axis(group), kind), kind)
+        for key in ((None, *call), (self.microbatch, *call))[: 1 if self.microbatch is None else 2]:
+            self.calls[key] += 1
+            self.bytes[key] += _bytes(func.namespace, kind, args, out)
 
     def _axis(self, group: dist.ProcessGroup) -> CollectiveAxis:
         # where one axis spans all ranks its group may be the world's
         return "world" if current_phase() == "clip" else self.axes[group.group_name]
 
-    def counted(self) -> tuple[CountedCollective, ...]:
-        """All calls so far, in a fixed order."""
+    def counted(self, microbatch: int | None = None) -> tuple[CountedCollective, ...]:
+        """All calls so far in a fixed order, or only those of one microbatch."""
         return tuple(
             CountedCollective(
                 axis=axis, ranks=ranks, phase=phase, kind=kind, count=self.calls[key], bytes=self.bytes[key]
             )
-            for key in sorted(self.calls)
-            for axis, ranks, phase, kind in [key]
+            for key in sorted((key for key in self.calls if key[0] == microbatch), key=lambda key: key[1:])
+            for _, axis, ranks, phase, kind in [key]
         )
 
 

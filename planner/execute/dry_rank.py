@@ -22,6 +22,7 @@ from planner.execute.mesh import Meshes
 from planner.execute.objective import Objective
 from planner.execute.optimizer import LocalOptimizer
 from planner.execute.phases import phase
+from planner.execute.pieces import Piece
 from planner.execute.stage import DecoderStage
 from planner.execute.step import Microbatch, run_forward
 from planner.spec.model import ModelSpec
@@ -33,6 +34,16 @@ from planner.spec.training_run import TrainingRun
 from planner.spec.workload import TrainWorkload
 
 _RUN = TrainingRun()  # rates and decay change no size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryStep:
+    """What a step issued, what its second microbatch did of that, and what memory it took."""
+
+    collectives: tuple[CountedCollective, ...]
+    of_second: tuple[CountedCollective, ...]
+    peak: Peak
+    pieces: tuple[Piece, ...]  # of memory: before the actions, of each of them, after them
 
 
 @dataclass(slots=True)
@@ -77,31 +88,47 @@ class DryRank:
         self.summed = [entry for part in self.parts.values() for entry in part.summed]
         with self.fake_mode:
             self.optimizer = LocalOptimizer("adamw", self.module.named_parameters(), self.module, _RUN)
-            self._step(
-                one_by_one(self.numbers, 1, strategy), clip=False
-            )  # fills what is filled once: moments, FSDP's buffers
+            # fills what is filled once: moments, FSDP's buffers
+            self._step([Action("F", n, 0) for n in self.numbers] + [Action("B", n, 0) for n in self.numbers[::-1]])
 
-    def step(self, actions: Sequence[Action], *, clip: bool = False) -> tuple[tuple[CountedCollective, ...], Peak]:
-        """What a step in this order issues, and its fullest moment; with `clip` the norm of all gradients too."""
+    def step(self, actions: Sequence[Action], *, clip: bool = False) -> DryStep:
+        """What a step in this order issues and takes; with `clip` the norm of all gradients too."""
         tracker, counter = StorageTracker(self.fake_mode), CollectiveCounter(self.meshes.axes)
         with self.fake_mode:
             handles = watch_gradients(self.module, tracker)
             tracker.own(self.module.parameters(), "parameters")
             tracker.own(self.module.buffers(), "parameters")
             tracker.own(self.optimizer.state(), "optimizer")
+
+            def between(following: Action | None) -> None:
+                tracker.end_piece()
+                counter.microbatch = following.microbatch if following else None
+
             with counter, tracker.running():
-                self._step(actions, clip=clip)
+                self._step(actions, clip=clip, between=between)
         for handle in handles:
             handle.remove()
-        return counter.counted(), tracker.peak()
+        return DryStep(
+            collectives=counter.counted(),
+            of_second=counter.counted(1),
+            peak=tracker.peak(),
+            pieces=tuple(tracker.pieces()),
+        )
 
-    def _step(self, actions: Sequence[Action], *, clip: bool) -> None:
+    def _step(
+        self,
+        actions: Sequence[Action],
+        *,
+        clip: bool = False,
+        between: Callable[[Action | None], None] = lambda following: None,
+    ) -> None:
         waiting: dict[tuple[int, int], _Waiting] = {}
         arriving = [self._arriving(number) for number in self.numbers]
         self.objective.begin(list(self.parts.values()), arriving)
         del arriving
         left = Counter(action.stage for action in actions if action.kind in "BW")
         for action in actions:
+            between(action)
             part, key = self.parts[action.stage], (action.stage, action.microbatch)
             if action.kind == "F":
                 waiting[key] = self._forward(action.stage)
@@ -113,6 +140,7 @@ class DryRank:
                 _BACKWARD[action.kind](part, waiting[key])
             if action.kind != "I":
                 del waiting[key]
+        between(None)
         for part in self.parts.values():
             part.sharding.finish()
         synchronise(self.summed)
@@ -173,19 +201,6 @@ def _weight_part(part: Applied, held: _Waiting) -> None:
 _BACKWARD: dict[Kind, Callable[[Applied, _Waiting], None]] = {"B": _whole, "I": _input_part, "W": _weight_part}
 
 
-def one_by_one(stages: Sequence[int], count: int, strategy: Strategy) -> tuple[Action, ...]:
-    """Each microbatch through all virtual stages of a rank and back before the next: what issues, not when."""
-    kinds: tuple[Kind, ...] = ("I", "W") if strategy.schedule in ("zb", "zbv") else ("B",)
-    return tuple(
-        action
-        for number in range(count)
-        for action in (
-            *(Action("F", stage, number) for stage in stages),
-            *(Action(kind, stage, number) for stage in reversed(stages) for kind in kinds),
-        )
-    )
-
-
 def short_order(strategy: Strategy, rank: int, count: int) -> tuple[Action, ...]:
     """A rank's order of so many microbatches that whatever it holds in a step of `count`, it holds in this one.
 
@@ -201,20 +216,11 @@ def short_order(strategy: Strategy, rank: int, count: int) -> tuple[Action, ...]
     return orders(schedule, pp, vpp, min(count, enough))[rank]
 
 
-def extrapolated(
-    one: Sequence[CountedCollective], two: Sequence[CountedCollective], count: int
-) -> tuple[CountedCollective, ...]:
-    """Calls of a step of `count` microbatches from those of steps with one and with two: each adds the same."""
-    first = {(call.axis, call.ranks, call.phase, call.kind): call for call in one}
+def extrapolated(step: DryStep, more: int) -> tuple[CountedCollective, ...]:
+    """Calls of a step with so many more microbatches like the second, neither the first nor the last."""
+    each = {(call.axis, call.ranks, call.phase, call.kind): call for call in step.of_second}
     found = []
-    for call in two:
-        before = first.get((call.axis, call.ranks, call.phase, call.kind), replace(call, count=0, bytes=0))
-        more = count - 2
-        found.append(
-            replace(
-                call,
-                count=call.count + more * (call.count - before.count),
-                bytes=call.bytes + more * (call.bytes - before.bytes),
-            )
-        )
+    for call in step.collectives:
+        added = each.get((call.axis, call.ranks, call.phase, call.kind), replace(call, count=0, bytes=0))
+        found.append(replace(call, count=call.count + more * added.count, bytes=call.bytes + more * added.bytes))
     return tuple(found)

@@ -72,8 +72,8 @@ def dry_run(
         meshes = build_meshes(strategy, kv_heads=spec.kv_heads, experts=spec.moe is not None)
         rank = DryRank(spec, meshes, workload, splits, spans, rank=stage, recompute=recompute)
         order = orders(strategy.schedule, strategy.pp, strategy.vpp, count)[stage]
-        collectives, peak = rank.step(order, clip=clip)
-    return DryRun(collectives=collectives, peak=peak)
+        step = rank.step(order, clip=clip)
+    return DryRun(collectives=step.collectives, peak=step.peak)
 
 
 @contextmanager

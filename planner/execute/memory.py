@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from planner.execute.parameters import replaced
 from planner.execute.phases import StepPhase, current_phase
+from planner.execute.pieces import Piece, piece_of
 
 Part = Literal["parameters", "gradients", "optimizer", "activations", "other"]
 
@@ -50,6 +51,7 @@ class StorageTracker(TorchDispatchMode):
         self.parts: dict[int, Part] = {}
         self.born: dict[int, StepPhase] = {}
         self._known: dict[int, tuple[int, int]] = {}  # storage → serial number, bytes
+        self._borders: list[int] = []  # in the log
 
     def own(self, tensors: Iterable[Tensor | None], part: Part) -> None:
         """Say what tensors are, now or after they were made."""
@@ -84,6 +86,18 @@ class StorageTracker(TorchDispatchMode):
         if current_phase() in ("backward", "gradient_sync"):
             self._follow_gradients((args, kwargs), made)
         return out
+
+    def end_piece(self) -> None:
+        """What was logged up to here is a piece of its own."""
+        self._borders.append(len(self.log))
+
+    def pieces(self) -> list[Piece]:
+        """What was logged between one border and the next, the last one's rest included."""
+        starts, ends = [0, *self._borders], [*self._borders, len(self.log)]
+        return [
+            piece_of(change for _, change, _ in self.log[start:end])
+            for start, end in zip(starts, ends, strict=True)
+        ]
 
     def peak(self) -> Peak:
         """The fullest moment of what was logged."""

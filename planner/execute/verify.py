@@ -9,20 +9,20 @@ from typing import Any
 import torch
 
 from planner.errors import PlannerError
-from planner.execute.dry_rank import DryRank, extrapolated, one_by_one, short_order
+from planner.execute.dry_rank import DryRank, extrapolated, short_order
 from planner.execute.dryrun import DryRun, fake_world
 from planner.execute.fused import fused_kernels
 from planner.execute.mesh import build_meshes
+from planner.execute.pieces import SAMPLED, Repeated, sample_order
 from planner.models.block import Block
 from planner.spec.model import ModelSpec
-from planner.spec.orders import Action, orders, rank_stages
+from planner.spec.orders import Action, Kind, orders, rank_stages
 from planner.spec.paths import Span, lookup
 from planner.spec.plan import Plan
 from planner.spec.strategy import Recompute, Strategy
 from planner.spec.verification import MemoryCheck, StageCheck, Verification, compared
 from planner.spec.workload import TrainWorkload
 
-_FEW = (2, 3, 4)  # microbatches held, from which those of many follow
 _OUTSIDE = ("p2p", "clip")  # phases that a plan's list may have and a rank alone does not run
 
 
@@ -31,9 +31,9 @@ def verify_layout(
 ) -> Verification:
     """Dry-run a plan's ranks; `kinds` names the kind of block of each layer, equal ones alike.
 
-    Ranks whose modules are equal are built once. Collectives are those of one microbatch and of two, which
-    tell those of any number; memory is followed through the schedule without its repetitions, and where many
-    microbatches are held, is that of a few and what each more adds.
+    Ranks whose modules are equal are built once and run three microbatches, or fewer where a step has no more.
+    Collectives follow from what the second of them issues. In a pipeline a peak is put together from what each
+    forward and backward does to memory; where these differ from one another, the rank's own order is run.
     """
     workload, strategy = _runnable(plan, spec)
     count = strategy.microbatches(workload.global_batch)
@@ -70,12 +70,21 @@ class _Run:
 
     def __init__(self, rank: DryRank, count: int) -> None:
         self.rank, self.count, self.strategy = rank, count, rank.meshes.strategy
-        steps = [rank.step(one_by_one(rank.numbers, number, self.strategy)) for number in (1, 2)[:count]]
-        counted = [collectives for collectives, _ in steps]
-        found = counted[0] if count == 1 else extrapolated(counted[0], counted[1], count)
-        self.collectives = DryRun(collectives=found, peak=steps[-1][1])
         self.first = _rank_of(self.strategy, rank.numbers)
         self.peaks: dict[tuple[Action, ...], int] = {}
+        self.repeated: Repeated | None = None
+        if self.strategy.pp > 1 and count >= SAMPLED:
+            kinds: tuple[Kind, ...] = ("I", "W") if self.strategy.schedule in ("zb", "zbv") else ("B",)
+            order = sample_order(rank.numbers, kinds)
+        else:
+            order = self._renamed(short_order(self.strategy, self.first, count))
+        step = rank.step(order)
+        self.peaks[order] = step.peak.bytes
+        if self.strategy.pp > 1 and count >= SAMPLED:
+            repeated = Repeated(order, step.pieces)
+            self.repeated = repeated if repeated.found else None
+        found = extrapolated(step, count - len({action.microbatch for action in order}))
+        self.collectives = DryRun(collectives=found, peak=step.peak)
 
     def checked(self, plan: Plan, number: int) -> StageCheck:
         """One of the ranks beside the plan."""
@@ -87,35 +96,28 @@ class _Run:
             and item.phase not in _OUTSIDE
             and item.axis != "pp"  # between ranks of the pipeline
         )
-        order = short_order(self.strategy, number, self.count)
-        held = _most_held(order)
+        order = orders(self.strategy.schedule, self.strategy.pp, self.strategy.vpp, self.count)[number]
         return StageCheck(
             stage=number,
             same_as=self.first,
             layers=plan.stages[number].layers,
             collectives=compared(planned, self.collectives.as_expected(stages)),
-            memory=_memory(plan, number, self._on_the_line(held) or self._peak(order), held),
+            memory=_memory(plan, number, self._peak(number, order), _most_held(order)),
         )
 
-    def _on_the_line(self, held: int) -> int:
-        """The peak where one virtual stage holds many microbatches, if each of a few adds the same; else 0.
+    def _peak(self, number: int, order: Sequence[Action]) -> int:
+        """Bytes that tensors take at most on one of the ranks, which runs in this order."""
+        if self.repeated is not None:
+            return self.repeated.peak(self._renamed(order))
+        short = self._renamed(short_order(self.strategy, number, self.count))
+        if short not in self.peaks:
+            self.peaks[short] = self.rank.step(short).peak.bytes
+        return self.peaks[short]
 
-        Where none adds anything, another moment than theirs is the fullest, and many may overtake it.
-        """
-        if self.strategy.vpp > 1 or held <= _FEW[-1]:
-            return 0
-        more = self.strategy.schedule == "1f1b" and self.count > held
-        first, second, third = (self._peak(orders("1f1b", few, 1, few + more)[0]) for few in _FEW)
-        each = third - second
-        return third + (held - _FEW[-1]) * each if each == second - first > 0 else 0
-
-    def _peak(self, order: Sequence[Action]) -> int:
-        """Bytes that tensors take at most, the order's virtual stages taken for those of the rank that runs."""
+    def _renamed(self, order: Sequence[Action]) -> tuple[Action, ...]:
+        """The same, its virtual stages taken for those of the rank that runs."""
         stages = dict(zip(sorted({action.stage for action in order}), self.rank.numbers, strict=True))
-        renamed = tuple(action._replace(stage=stages[action.stage]) for action in order)
-        if renamed not in self.peaks:
-            self.peaks[renamed] = self.rank.step(renamed)[1].bytes
-        return self.peaks[renamed]
+        return tuple(action._replace(stage=stages[action.stage]) for action in order)
 
 
 def _memory(plan: Plan, number: int, found: int, in_flight: int) -> MemoryCheck:
