@@ -65,6 +65,7 @@ def test_one_host_of_gb200_has_four_gpus(tmp_path: Path) -> None:
         ({"swiglu": "True"}, "ffn", 1344),
         ({"ffn": "3000"}, "ffn", 3000),
         ({"vocab_arg": "131073"}, "vocab", 131328),
+        ({"family": "bert"}, "vocab", 30720),
         ({"untied": "True"}, "tied_embeddings", False),
         ({"kv_groups": "2.0"}, "kv_heads", 2),
         ({"case": "gpt3_mcore_te_rope_embeddings"}, "positions", "rope"),
