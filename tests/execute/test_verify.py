@@ -56,6 +56,14 @@ CASES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "experts": ("mixtral", 1, 4, {"ep": 2, "dp": 4, "zero": 1}),
     "many held": ("llama", 4, 9, {"pp": 4, "zero": 3, "schedule": "gpipe"}),
     "a backward in two": ("llama", 4, 8, {"pp": 2, "vpp": 2, "dp": 2, "zero": 1, "schedule": "zbv"}),
+    "rounds, tied ends": ("gemma2", 8, 6, {"pp": 2, "vpp": 2, "dp": 2, "zero": 3, "schedule": "interleaved"}),
+    "rounds, run again": (
+        "llama",
+        4,
+        6,
+        {"pp": 2, "vpp": 2, "tp": 2, "schedule": "zb", "recompute": "full"},
+    ),
+    "shards, run again in part": ("llama", 5, 7, {"pp": 3, "dp": 2, "zero": 3, "recompute": "selective"}),
 }
 
 
