@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from planner.spec.orders import Action, Kind
 
-SAMPLED = 3  # microbatches that show each action once for the first time and twice after others
+_Case = tuple[Kind, int, str]  # an action of a virtual stage, and what of the stage came before it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,46 +35,66 @@ def fullest(pieces: Iterable[Piece]) -> int:
 
 
 class Repeated:
-    """Pieces of one rank's actions by virtual stage and kind, the first of each apart.
+    """Pieces of one rank's actions by virtual stage, kind and what came before.
 
-    The first forward fills buffers and the first backward makes gradients. If those after it do one and the same
-    whatever ran before them, which `found` tells, a step in any order is made of these pieces.
+    If those of one case are the same, which `found` tells, a step of these cases is made of them in any order.
     """
 
     def __init__(self, actions: Sequence[Action], pieces: Sequence[Piece]) -> None:
         self.before, *parts, self.after = pieces
-        self.first: dict[tuple[Kind, int], Piece] = {}
-        self.later: dict[tuple[Kind, int], Piece] = {}
+        self.known: dict[_Case, Piece] = {}
         self.found = True
-        for action, piece in zip(actions, parts, strict=True):
-            key = action.kind, action.stage
-            if key not in self.first:
-                self.first[key] = piece
-            else:
-                self.found &= self.later.setdefault(key, piece) == piece
+        for case, piece in zip(_cases(actions), parts, strict=True):
+            self.found &= self.known.setdefault(case, piece) == piece
 
-    def peak(self, actions: Iterable[Action]) -> int:
-        """Bytes at the fullest moment of a step in this order."""
-        seen: set[tuple[Kind, int]] = set()
-        pieces = [self.before]
-        for action in actions:
-            key = action.kind, action.stage
-            pieces.append((self.later if key in seen else self.first)[key])
-            seen.add(key)
-        return fullest([*pieces, self.after])
+    def peak(self, actions: Sequence[Action]) -> int | None:
+        """Bytes at the fullest moment of a step in this order; none where a case of it was not shown."""
+        cases = list(_cases(actions))
+        if not self.known.keys() >= set(cases):
+            return None
+        return fullest([self.before, *(self.known[case] for case in cases), self.after])
 
 
-def sample_order(stages: Sequence[int], kinds: Sequence[Kind]) -> tuple[Action, ...]:
-    """Three microbatches through a rank's virtual stages, so that each kind follows itself and the others.
+def _cases(actions: Iterable[Action]) -> Iterator[_Case]:
+    """The first forward fills buffers, the first backward makes gradients.
 
-    `kinds` are those of a backward: one, or its input part and its weight part.
+    Where backward is split, the input part of a microbatch moves gradients that weight parts have made since the
+    last one to where they are summed up, which the first such move makes; a weight part adds to what is there.
     """
-    *sooner, last = kinds
-    turns: list[tuple[Sequence[Kind], int]] = [(("F",), 0), (("F",), 1), (kinds, 0), (("F",), 2)]
-    turns += [(sooner, 1), (sooner, 2), ((last,), 1), ((last,), 2)]
+    seen: set[tuple[Kind, int]] = set()
+    last: dict[int, Kind] = {}
+    moved: set[int] = set()
+    for kind, stage, _ in actions:
+        case = "later" if (kind, stage) in seen else "first"
+        seen.add((kind, stage))
+        if kind in "IW":
+            after, last[stage] = last.get(stage, "I"), kind
+            case = case if case == "first" else f"after {after}"
+            if (kind, after) == ("I", "W"):
+                case += " again" if stage in moved else ""
+                moved.add(stage)
+        yield kind, stage, case
+
+
+def sample_order(stages: Sequence[int], *, split: bool) -> tuple[Action, ...]:
+    """Microbatches through a rank's virtual stages that show every case, and but for the first ones twice.
+
+    `split`: backward in an input part and a weight part.
+    """
+    turns: list[tuple[Sequence[Kind], int]] = [(("F",), 0), (("F",), 1)]
+    if split:
+        turns += [(("I", "W"), 0), (("F",), 2), *_apart(1, 2)]
+        turns += [(("F",), 3), (("I", "W"), 3), (("F",), 4), (("F",), 5), *_apart(4, 5)]
+    else:
+        turns += [(("B",), 0), (("F",), 2), (("B",), 1), (("B",), 2)]
     return tuple(
         Action(kind, stage, number)
         for turn, number in turns
         for stage in (stages if "F" in turn else tuple(reversed(stages)))
         for kind in turn
     )
+
+
+def _apart(one: int, two: int) -> tuple[tuple[Sequence[Kind], int], ...]:
+    """Both input parts of two microbatches before their weight parts."""
+    return (("I",), one), (("I",), two), (("W",), one), (("W",), two)

@@ -13,10 +13,10 @@ from planner.execute.dry_rank import DryRank, extrapolated, short_order
 from planner.execute.dryrun import DryRun, fake_world
 from planner.execute.fused import fused_kernels
 from planner.execute.mesh import build_meshes
-from planner.execute.pieces import SAMPLED, Repeated, sample_order
+from planner.execute.pieces import Repeated, sample_order
 from planner.models.block import Block
 from planner.spec.model import ModelSpec
-from planner.spec.orders import Action, Kind, orders, rank_stages
+from planner.spec.orders import Action, orders, rank_stages
 from planner.spec.paths import Span, lookup
 from planner.spec.plan import Plan
 from planner.spec.strategy import Recompute, Strategy
@@ -73,17 +73,15 @@ class _Run:
         self.first = _rank_of(self.strategy, rank.numbers)
         self.peaks: dict[tuple[Action, ...], int] = {}
         self.repeated: Repeated | None = None
-        if self.strategy.pp > 1 and count >= SAMPLED:
-            kinds: tuple[Kind, ...] = ("I", "W") if self.strategy.schedule in ("zb", "zbv") else ("B",)
-            order = sample_order(rank.numbers, kinds)
-        else:
-            order = self._renamed(short_order(self.strategy, self.first, count))
+        sample = sample_order(rank.numbers, split=self.strategy.schedule in ("zb", "zbv"))
+        sampled = self.strategy.pp > 1 and count >= _microbatches(sample)
+        order = sample if sampled else self._renamed(short_order(self.strategy, self.first, count))
         step = rank.step(order)
         self.peaks[order] = step.peak.bytes
-        if self.strategy.pp > 1 and count >= SAMPLED:
+        if sampled:
             repeated = Repeated(order, step.pieces)
             self.repeated = repeated if repeated.found else None
-        found = extrapolated(step, count - len({action.microbatch for action in order}))
+        found = extrapolated(step, count - _microbatches(order))
         self.collectives = DryRun(collectives=found, peak=step.peak)
 
     def checked(self, plan: Plan, number: int) -> StageCheck:
@@ -107,8 +105,9 @@ class _Run:
 
     def _peak(self, number: int, order: Sequence[Action]) -> int:
         """Bytes that tensors take at most on one of the ranks, which runs in this order."""
-        if self.repeated is not None:
-            return self.repeated.peak(self._renamed(order))
+        found = self.repeated.peak(self._renamed(order)) if self.repeated is not None else None
+        if found is not None:
+            return found
         short = self._renamed(short_order(self.strategy, number, self.count))
         if short not in self.peaks:
             self.peaks[short] = self.rank.step(short).peak.bytes
@@ -173,6 +172,10 @@ class _Layers:
 def _recompute(plan: Plan) -> Mapping[str, Recompute] | None:
     """By block, or none where the strategy's own word stands."""
     return plan.recompute if plan.recompute or plan.strategy.recompute == "auto" else None
+
+
+def _microbatches(order: Sequence[Action]) -> int:
+    return len({action.microbatch for action in order})
 
 
 def _most_held(actions: Sequence[Action]) -> int:
