@@ -12,6 +12,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 from planner.errors import PlannerError
 from planner.execute.context import spread_over_context
 from planner.execute.experts import spread_experts
+from planner.execute.gradients import splits_backward
 from planner.execute.mesh import ALONE, Meshes
 from planner.execute.parameters import Summed
 from planner.execute.recompute import recompute_blocks
@@ -40,7 +41,7 @@ class Applied:
     summed: tuple[Summed, ...]  # weights whose gradients are parts until a step ends
     logits: Layout  # of what the head gives
     compute_dtype: torch.dtype
-    recomputes: bool  # some block's backward runs its forward again
+    at_once: bool  # both parts of a backward: where blocks would run again for either, or torch cannot split it
 
 
 def apply_strategy(
@@ -73,7 +74,7 @@ def apply_strategy(
         summed=tuple(summed),
         logits=head.output if head else "replicate",
         compute_dtype=DTYPES[precision],
-        recomputes=any(choice != "none" for choice in choices.values()),
+        at_once=any(choice != "none" for choice in choices.values()) or not splits_backward(),
     )
 
 

@@ -179,12 +179,12 @@ def _whole(part: Applied, held: _Waiting) -> None:
 def _input_part(part: Applied, held: _Waiting) -> None:
     """The gradient that the stage before waits for.
 
-    The first stage has none to send: all of it comes later. Where blocks are run again all of it comes now, so
-    that they are once.
+    The first stage has none to send: all of it comes later. Where blocks are run again, or torch cannot split it,
+    all of it comes now.
     """
-    if part.recomputes:
+    if part.at_once:
         _whole(part, held)
-    if part.recomputes or not held.x.requires_grad:
+    if part.at_once or not held.x.requires_grad:
         return
     gradients = [held.gradient(held.root)]
     _, groups = stage_backward_input([held.root], gradients, [held.x], iter(part.stage.parameters()))
@@ -194,7 +194,7 @@ def _input_part(part: Applied, held: _Waiting) -> None:
 def _weight_part(part: Applied, held: _Waiting) -> None:
     if held.later:
         stage_backward_weight(iter(part.stage.parameters()), held.later[0])
-    elif not part.recomputes:
+    elif not part.at_once:
         _whole(part, held)
 
 

@@ -71,7 +71,7 @@ class Pipeline:
                 input_args=torch.empty(1, dtype=torch.long, device="meta") if number == 0 else sent,
                 output_args=sent,  # of the last stage nobody asks: it sends nothing
                 group=meshes.pp.group,
-                dw_builder=_whole_backward if applied.recomputes else None,
+                dw_builder=_whole_backward if applied.at_once else None,
             )
             for number, applied in stages.items()
         ]
@@ -111,7 +111,7 @@ class _Stage(PipelineStage):
 def _whole_backward() -> Callable[[], None]:
     """What is left for the weights' part of a backward that is not split: nothing.
 
-    A block that is recomputed would be so for either part, so under zb and zbv both come at once.
+    A block that is recomputed would be so for either part, and torch 2.11 cannot split ours: both come at once.
     """
     return lambda: None
 
