@@ -55,10 +55,6 @@ class Host:
         shape = ["rate", f"{megabits}mbit", "burst", _burst(megabits), "latency", "100ms"]
         _must("tc", "-n", self.name, "qdisc", "replace", "dev", self.link, "root", "tbf", *shape)
 
-    def unplug(self) -> None:
-        """Cut the link, as a host that loses power does: not even the end of a connection is told."""
-        _must("ip", "-n", self.name, "link", "set", self.link, "down")
-
     def kill(self) -> None:
         """End every process of this host at once."""
         for pid in _call("ip", "netns", "pids", self.name).stdout.split():
