@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from planner.cost import recurrence
 from planner.errors import PlannerError
-from planner.spec.orders import rank_stages, require_runnable, round_shape, stage_ranks, warmup_chunks
+from planner.spec.orders import (
+    SPLIT_BACKWARD,
+    rank_stages,
+    require_runnable,
+    round_shape,
+    stage_ranks,
+    warmup_chunks,
+)
 from planner.spec.strategy import Schedule
 
 Floats = NDArray[np.float64]
@@ -162,7 +169,7 @@ class _Case:
     ) -> _Case:  # fmt: skip
         """Broadcast and checked."""
         stages = pp * vpp
-        split = schedule in ("zb", "zbv") and weight is not None
+        split = schedule in SPLIT_BACKWARD and weight is not None
         given = {"forward": forward, "backward": backward, "weight": weight if split else np.zeros(stages)}
         times = {key: np.asarray(value, dtype=float) for key, value in given.items()}
         for key, value in times.items():

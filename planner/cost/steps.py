@@ -14,9 +14,8 @@ import numpy as np
 from planner.cost import data_parallel
 from planner.cost.layouts import Bools, Floats, Ints
 from planner.cost.schedule import flush, lower_bound_seconds
+from planner.spec.orders import SPLIT_BACKWARD
 from planner.spec.strategy import Schedule
-
-SPLIT_BACKWARD = ("zb", "zbv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from planner.execute.mesh import build_meshes
 from planner.execute.pieces import Repeated, sample_order
 from planner.models.block import Block
 from planner.spec.model import ModelSpec
-from planner.spec.orders import Action, orders, rank_stages
+from planner.spec.orders import SPLIT_BACKWARD, Action, orders, rank_stages
 from planner.spec.paths import Span, lookup
 from planner.spec.plan import Plan
 from planner.spec.strategy import Recompute, Strategy
@@ -73,7 +73,7 @@ class _Run:
         self.first = _rank_of(self.strategy, rank.numbers)
         self.peaks: dict[tuple[Action, ...], int] = {}
         self.repeated: Repeated | None = None
-        sample = sample_order(rank.numbers, split=self.strategy.schedule in ("zb", "zbv"))
+        sample = sample_order(rank.numbers, split=self.strategy.schedule in SPLIT_BACKWARD)
         sampled = self.strategy.pp > 1 and count >= _microbatches(sample)
         order = sample if sampled else self._renamed(short_order(self.strategy, self.first, count))
         step = rank.step(order)

@@ -23,8 +23,8 @@ from planner.cost.elementwise import elementwise_seconds, optimizer_bytes_per_pa
 from planner.cost.layouts import Floats, Ints, Layouts
 from planner.cost.stages import even_layers, ranks_of_stages
 from planner.cost.states import least_state_bytes
-from planner.cost.steps import SPLIT_BACKWARD
 from planner.search.prices import LeastPrices, alike
+from planner.spec.orders import SPLIT_BACKWARD
 from planner.units import GIB
 
 _AT_ONCE = 2**17  # candidates, so that what is summed up on the way stays small

@@ -172,19 +172,8 @@ class RankTable:
         `ends` tells for each chunk whether what stands before the layers, and behind them, is with it.
         """
         key = (kind, chunks, flights.tobytes(), sends, receives, ends)
-        if key not in self._options:
-            self._options[key] = self._option(kind, chunks, flights, sends, receives, ends)
-        return self._options[key]
-
-    def _option(
-        self,
-        kind: Kind,
-        chunks: Chunks,
-        flights: Ints,
-        sends: tuple[bool, ...],
-        receives: tuple[bool, ...],
-        ends: tuple[tuple[bool, bool], ...],
-    ) -> RankOption:
+        if key in self._options:
+            return self._options[key]
         found = mixes(chunks, self.choices)
         each, seconds = self._sums(chunks)
         rooms = np.stack([self._room[self._rows[kind, present]] for present in found.present])
@@ -200,7 +189,8 @@ class RankTable:
             for name, waits in (("ahead", sends[chunk]), ("back", receives[chunk]), ("weight", False)):
                 work[name].append(self._seconds(name, counts[:, chunk], around) + self.waiting * waits)
         stacked = {name: np.stack(values) for name, values in work.items()}
-        return RankOption(mixes=found, chosen=chosen, fits=fits, **stacked)
+        self._options[key] = RankOption(mixes=found, chosen=chosen, fits=fits, **stacked)
+        return self._options[key]
 
     def _sums(self, chunks: Chunks) -> tuple[list[Floats], Floats]:
         """Of every mix the activations of each chunk, and seconds of backward, [mix, candidate]."""

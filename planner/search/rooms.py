@@ -34,10 +34,10 @@ from planner.cost.network import MeshRows
 from planner.cost.schedule import in_flight
 from planner.cost.stages import even_layers, ranks_of_stages
 from planner.cost.states import least_state_bytes
-from planner.cost.steps import SPLIT_BACKWARD
 from planner.search.bounds import once_a_step
 from planner.search.mixes import mixes
 from planner.search.prices import LeastLayer, LeastOthers, LeastPrices, alike, distinct
+from planner.spec.orders import SPLIT_BACKWARD
 from planner.spec.strategy import Schedule
 from planner.units import GIB
 

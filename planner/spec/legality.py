@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from planner.errors import PlannerError
 from planner.spec.model import ModelSpec
+from planner.spec.orders import SPLIT_BACKWARD
 from planner.spec.strategy import Strategy
 from planner.spec.workload import ServeWorkload, TrainWorkload, Workload
 
@@ -318,7 +319,7 @@ def _zero(c: Case) -> Broken | None:
 
 
 def _compiled(c: Case) -> Broken | None:
-    if c.workload.stack != "compiled" or c.strategy.schedule not in ("zb", "zbv"):
+    if c.workload.stack != "compiled" or c.strategy.schedule not in SPLIT_BACKWARD:
         return None
     return Broken("schedule", "a compiled backward cannot be split in two as zb and zbv need",
                   c.strategy.schedule, "use interleaved, or stack: eager")  # fmt: skip

@@ -14,6 +14,7 @@ from planner.errors import PlannerError
 from planner.spec.strategy import Schedule
 
 Kind = Literal["F", "B", "I", "W"]  # forward, whole backward, its input part, its weight part
+SPLIT_BACKWARD: tuple[Schedule, ...] = ("zb", "zbv")  # these run it in two parts
 
 
 class Action(NamedTuple):
