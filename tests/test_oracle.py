@@ -83,6 +83,25 @@ CASES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
     "pipeline": ("llama", 16, 6, {"pp": 4, "tp": 2, "model": {"layers": 4}}),
     "pipeline, zero 3": ("llama", 8, 3, {"pp": 2, "zero": 3, "recompute": "full", "model": {"layers": 4}}),
     "pipeline of experts": ("mixtral", 16, 4, {"pp": 2, "ep": 8, "zero": 1, "model": {"layers": 4}}),
+    "rounds": ("llama", 8, 8, {"pp": 4, "vpp": 2, "zero": 1, "schedule": "interleaved", "model": {"layers": 8}}),
+    "backward in two": (
+        "llama", 8, 12, {"pp": 4, "vpp": 2, "schedule": "zb", "zero": 1, "microbatch": 8, "model": {"layers": 8}},
+    ),
+    "backward in two, in tp": (
+        "falcon", 12, 9, {"pp": 3, "vpp": 2, "schedule": "zb", "tp": 2, "sp": True, "zero": 3, "microbatch": 8,
+                       "model": {"layers": 6}},
+    ),
+    "backward in two, a round": (
+        "llama", 8, 8, {"pp": 4, "vpp": 2, "schedule": "zb", "microbatch": 8, "model": {"layers": 8}},
+    ),
+    "backward in two, experts": (
+        "mixtral", 8, 6, {"pp": 2, "vpp": 2, "schedule": "zb", "ep": 2, "zero": 1, "microbatch": 8,
+                          "model": {"layers": 4}},
+    ),
+    "in a V": (
+        "qwen3", 16, 16, {"pp": 4, "vpp": 2, "schedule": "zbv", "zero": 3, "tp": 2, "sp": True, "microbatch": 8,
+                          "model": {"layers": 8}},
+    ),
 }  # fmt: skip
 
 
@@ -98,7 +117,7 @@ def test_model_and_executor_agree(case: str) -> None:
     predicted = TrainingCost(graph, planner.load_hardware(HARDWARE), workload).alone(strategy)
     splits = module_splits(graph, sequence_parallel=strategy.sp)
     expected, allocated = expected_collectives(predicted), predicted.memory().allocated[:, 0]
-    for stage, layers in enumerate(layers_of_stages(predicted)):
+    for stage, layers in enumerate(layers_of_ranks(predicted)):
         run = dry_run(spec, strategy, workload, splits, layers=layers, stage=stage)
         found: Counts = {(x.axis, x.phase, x.kind): (x.count, x.bytes) for x in run.as_expected(Span(0, 0))}
         wanted = {(x.axis, x.phase, x.kind): (x.count, x.bytes) for x in expected if x.stages.first == stage}
@@ -115,12 +134,13 @@ def traced(name: str, changes: tuple[tuple[str, Any], ...]) -> tuple[ModelSpec, 
     return spec, planner.trace(spec)
 
 
-def layers_of_stages(predicted: SharedStages) -> list[Span]:
-    """The layers of each stage of a pipeline without virtual stages."""
-    names, kernels = predicted.stages.blocks, predicted.pricer.kernels
-    spans, first = [], 0
-    for counts in predicted.stages.counts.tolist():
-        held = sum(count for name, count in zip(names, counts, strict=True) if kernels[name].layer)
-        spans.append(Span(first, first + held - 1))
+def layers_of_ranks(predicted: SharedStages) -> list[list[Span]]:
+    """The layers of each virtual stage of every rank."""
+    stages, kernels = predicted.stages, predicted.pricer.kernels
+    spans: list[list[Span]] = [[] for _ in range(stages.pp)]
+    first = 0
+    for rank, counts in zip(stages.rank_of, stages.counts.tolist(), strict=True):
+        held = sum(count for name, count in zip(stages.blocks, counts, strict=True) if kernels[name].layer)
+        spans[rank].append(Span(first, first + held - 1))
         first += held
     return spans

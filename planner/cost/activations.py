@@ -32,6 +32,8 @@ class Activations:
     """Bytes of one microbatch in one block, by layout."""
 
     kept: Floats  # from forward to backward
+    unfinished: Floats  # of it, what is there until gradients of weights are made, if only these are missing
+    gradients: Floats  # of results of operators with weights, which wait for the same
     again: Floats  # further, while backward of this block runs: what recomputation brings back
     passing: Floats  # gradients and temporaries of its hungriest operator in backward
     routed: Floats  # of `kept`, tokens sent to experts
@@ -46,18 +48,26 @@ class _Kept:
     """A block's bytes under each recomputation: what waits for backward, and what is brought back for it."""
 
     waiting: Mapping[Recompute, Floats]
+    unfinished: Floats
+    gradients: Floats
     again: Mapping[Recompute, Floats]
     passing: Floats
     routed: Floats
 
     def under(self, recomputed: Words) -> Activations:
-        """With this recomputation."""
+        """With this recomputation: what runs again does so for both parts of backward at once."""
+        plain = recomputed == "none"
         waiting, again = self.waiting["none"], np.zeros_like(self.passing)
         for word, back in self.again.items():
             waiting = np.where(recomputed == word, self.waiting[word], waiting)
             again = np.where(recomputed == word, back, again)
         return Activations(
-            kept=waiting, again=again, passing=self.passing, routed=np.minimum(self.routed, waiting)
+            kept=waiting,
+            unfinished=np.where(plain, self.unfinished, 0.0),
+            gradients=np.where(plain, self.gradients, 0.0),
+            again=again,
+            passing=self.passing,
+            routed=np.minimum(self.routed, waiting),
         )
 
 
@@ -91,8 +101,11 @@ class BlockActivations:
             waiting["full"] = np.maximum(self._input(kernels), entering)
             again["full"] = np.maximum(kept - waiting["full"], 0.0)
             waiting["selective"], again["selective"] = self._selective(kernels, everything)
+        behind = {tensor.name for tensor in losses[0].keeps} if losses else set()
         return _Kept(
             waiting=waiting,
+            unfinished=self._bytes(kernels, [t for t in everything.values() if t.name not in behind]),
+            gradients=self._gradients(kernels),
             again=again,
             passing=self._passing(kernels, everything),
             routed=self._bytes(kernels, routed),
@@ -108,8 +121,11 @@ class BlockActivations:
         wide = {tensor.name for tensor in (*loss.inputs, *loss.keeps)}
         others = [tensor for tensor in stored.values() if tensor.name not in wide or tensor.name not in made]
         others = [tensor for tensor in others if tensor.dtype != "fp32" or tensor.name not in wide]
+        unfinished = self._bytes(kernels, others)
         return _Kept(
-            waiting={"none": self._bytes(kernels, others) + logits * _LOGIT_BYTES},
+            waiting={"none": unfinished + logits * _LOGIT_BYTES},
+            unfinished=unfinished,
+            gradients=self._gradients(kernels),
             again={},
             passing=logits * self.pricer.width,
             routed=np.zeros(len(self.layouts)),
@@ -220,6 +236,22 @@ class BlockActivations:
             for path in operator.parameters:
                 balance = balance + weights[path].elements * self.pricer.width
         return most
+
+    def _gradients(self, kernels: Kernels) -> Floats:
+        """Of results of operators with weights; a part of a sum gets that of the whole sum."""
+        total = np.zeros(len(self.layouts))
+        for operator in kernels.block.operators:
+            if not operator.parameters or not operator.needs_grad or operator.kind == "embedding":
+                continue
+            partial = kernels.splits[operator.name].output == "partial"
+            for tensor in operator.outputs:
+                whole = self.sizes.bytes(tensor)
+                total = total + (whole if partial else whole / self._ranks(kernels, tensor, set()))
+                if (
+                    partial and operator.kind == "matmul" and len(operator.parameters) > 1
+                ):  # a bias is added to the sum, cut with sp
+                    total = total + np.where(self.layouts.sp, whole / self.layouts.tp, 0.0)
+        return total
 
     def _bytes(self, kernels: Kernels, tensors: Iterable[Tensor]) -> Floats:
         total = np.zeros(len(self.layouts))

@@ -12,6 +12,7 @@ from planner.cost.ways import Arrangement
 from planner.spec.estimate import Estimate, StepTime
 from planner.spec.graph import Graph
 from planner.spec.hardware import HardwareProfile
+from planner.spec.orders import SPLIT_BACKWARD
 from planner.spec.strategy import Recompute, Strategy
 from planner.spec.workload import TrainWorkload
 
@@ -23,12 +24,13 @@ def training_estimate(
 ) -> Estimate:
     """The estimate of one layout, its layers spread evenly.
 
-    Under `recompute: auto` it is the cheapest that fits, full where none does.
+    Under `recompute: auto` it is the cheapest that fits, the last that can run where none does.
     """
     cost = TrainingCost(graph, profile, workload)
     if strategy.recompute != "auto":
         return _estimate(cost, strategy, cost.alone(strategy))
-    for recompute in _RECOMPUTE:
+    split = strategy.pp > 1 and strategy.schedule in SPLIT_BACKWARD
+    for recompute in _RECOMPUTE[:1] if split else _RECOMPUTE:
         layout = replace(strategy, recompute=recompute)
         found = _estimate(cost, layout, cost.alone(layout))
         if found.fits:

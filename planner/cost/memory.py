@@ -8,18 +8,20 @@ reserve, and what the driver and the communication library take.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 import numpy as np
 
 from planner.cost.activations import Activations, BlockActivations
 from planner.cost.blocks import BlockPricer
-from planner.cost.layouts import Floats, Layouts
+from planner.cost.layouts import Floats, Ints, Layouts
+from planner.cost.schedule import Held
 from planner.cost.stages import StageCounts
 from planner.cost.states import RankStates
 from planner.cost.weights import RankWeights
 from planner.spec.estimate import Memory
+from planner.spec.orders import SPLIT_BACKWARD
 from planner.spec.strategy import Schedule
 from planner.units import GIB
 
@@ -73,6 +75,7 @@ class _RankMemory:
     ) -> None:
         self.pricer, self.layouts, self.stages, self.weights = pricer, layouts, stages, weights
         self.activations = activations
+        self.schedule = cast("Schedule", str(layouts.schedule[0]))
 
     def costs(self) -> MemoryCosts:
         parts, elsewhere = self._at_peak()
@@ -93,11 +96,13 @@ class _RankMemory:
         held, head = self._held(), self.activations[self.stages.blocks[-1]]
         workspace = np.full_like(held, self.pricer.profile.memory.workspace_gib * GIB)
         logits = np.where(states.with_head, head.kept + head.passing, 0.0)
+        split = self.schedule in SPLIT_BACKWARD and self.layouts.pp[0] > 1
+        left = np.where(states.with_head, head.gradients, 0.0) * split  # behind the loss, for a later weight part
         backward = {
             "activations": held, "recompute": self._most("again"), "other": self._most("passing") + workspace
         }  # fmt: skip
         moments = [
-            states.at_loss() | {"activations": held, "logits": logits, "other": workspace},
+            states.at_loss() | {"activations": held - left, "logits": logits, "other": workspace},
             states.behind_head() | {"activations": held, "other": workspace},
             states.in_backward() | backward,
             states.behind_experts() | {"activations": held - self._most("routed"), "other": workspace},
@@ -122,20 +127,32 @@ class _RankMemory:
         return np.asarray(along + (layouts.gpus > 1), dtype=np.float64)
 
     def _held(self) -> Floats:
-        """Activations of the microbatches in flight, without the head's."""
-        kept = np.stack([self.activations[name].kept for name in self.stages.blocks])
-        kept[-1] = 0.0 if self.stages.counts.shape[1] > 1 else kept[-1]
-        by_stage = self.stages.sums(kept)  # [virtual stage, layout]
-        pp = self.stages.pp
-        result = np.zeros((pp, len(self.layouts)))
+        """Activations of the microbatches in flight, without the head's, and what waits for weight parts."""
+        sizes = {item.name: self._of_blocks(item.name) for item in fields(Held)}
+        sizes["kept"][-1] *= len(self.stages.blocks) == 1
+        by_stage = {name: self.stages.sums(of_blocks) for name, of_blocks in sizes.items()}
+        result = np.zeros((self.stages.pp, len(self.layouts)))
         for count in np.unique(self.layouts.microbatches):
             rows = self.layouts.microbatches == count
-            flights = self.stages.in_flight(cast("Schedule", str(self.layouts.schedule[0])), int(count))
-            for stage, rank in enumerate(self.stages.rank_of):
-                result[rank, rows] += by_stage[stage, rows] * flights[rank, stage // pp]
+            moments = self.stages.fullest_moments(self.schedule, int(count))
+            result[:, rows] = np.max([self._at(held, by_stage)[:, rows] for held in moments], axis=0)
         return result
+
+    def _at(self, held: Held, by_stage: Mapping[str, Floats]) -> Floats:
+        """Bytes that ranks hold at a moment, [rank, layout]."""
+        result = np.zeros((self.stages.pp, len(self.layouts)))
+        for name, sizes in by_stage.items():
+            counts: Ints = getattr(held, name)
+            for stage, rank in enumerate(self.stages.rank_of):
+                result[rank] += sizes[stage] * counts[rank, stage // self.stages.pp]
+        return result
+
+    def _of_blocks(self, what: str) -> Floats:
+        """[block, layout]."""
+        return np.stack([getattr(self.activations[name], what) for name in self.stages.blocks])
 
     def _most(self, what: str) -> Floats:
         """The most of any layer on a rank, [rank, layout]."""
-        sizes = np.stack([getattr(self.activations[name], what) for name in self.stages.blocks])
-        return self.stages.most(sizes, [name for name in self.stages.blocks if self.pricer.kernels[name].layer])
+        return self.stages.most(
+            self._of_blocks(what), [name for name in self.stages.blocks if self.pricer.kernels[name].layer]
+        )

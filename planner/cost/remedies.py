@@ -21,6 +21,7 @@ from planner.spec.graph import Graph
 from planner.spec.hardware import HardwareProfile
 from planner.spec.legality import violations
 from planner.spec.model import ModelSpec
+from planner.spec.orders import SPLIT_BACKWARD
 from planner.spec.remedy import Remedy
 from planner.spec.requests import changed_flags
 from planner.spec.strategy import Recompute, Strategy
@@ -39,8 +40,8 @@ def remedies(
 ) -> tuple[Remedy, ...]:
     """At most five changes after which the layout fits: on as many GPUs first, then the shorter step.
 
-    `strategy` is out of memory; left open, its recomputation counts as full. Each remedy was estimated in full
-    and fits with the upper end of its interval. Empty where nothing tried does.
+    `strategy` is out of memory; left open, its recomputation counts as the most that can run. Each remedy was
+    estimated in full and fits with the upper end of its interval. Empty where nothing tried does.
     """
     search = _Search(model, TrainingCost(graph, profile, workload), strategy)
     same = search.found(strategy.gpus)
@@ -55,9 +56,10 @@ class _Search:
 
     def __init__(self, model: ModelSpec | None, cost: TrainingCost, strategy: Strategy) -> None:
         self.model, self.cost, self.strategy = model, cost, strategy
+        most: Recompute = "none" if strategy.schedule in SPLIT_BACKWARD else "full"
         self.start = replace(
             strategy,
-            recompute="full" if strategy.recompute == "auto" else strategy.recompute,
+            recompute=most if strategy.recompute == "auto" else strategy.recompute,
             dp_replicate=strategy.dp_replicate if strategy.zero else 1,  # without shards every rank is a copy
         )
 
@@ -111,7 +113,7 @@ def _changed(strategy: Strategy, model: ModelSpec | None) -> Iterator[Strategy]:
 
 def _changes(s: Strategy, model: ModelSpec | None) -> Iterator[dict[str, Any]]:
     for recompute in _RECOMPUTE[_RECOMPUTE.index(s.recompute) + 1 :] if s.recompute != "auto" else ():
-        yield {"recompute": recompute}
+        yield {"recompute": recompute} | ({"schedule": "interleaved"} if s.schedule in SPLIT_BACKWARD else {})
     if s.dp * s.cp > 1:
         yield from ({"zero": zero} for zero in range(s.zero + 1, _SHARDED + 1))
     if s.microbatch > 1:

@@ -8,7 +8,8 @@ longest paths through the schedule's actions: sums of times, so that a slower st
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -125,27 +126,83 @@ def in_flight(schedule: Schedule, pp: int, vpp: int, microbatches: int) -> Ints:
         return np.minimum(microbatches, np.stack([2 * pp - 1 - ranks, ranks + 1], axis=1))
     size, rounds = round_shape(pp, microbatches)
     ahead = [warmup_chunks(schedule, rank, pp, vpp, size) + 1 for rank in range(pp)]
-    chunks = np.minimum(ahead, vpp * size * rounds)[:, None]
-    whole, rest = np.divmod(chunks, vpp * size)
-    return whole * size + np.clip(rest - size * np.arange(vpp), 0, size)
+    return _through(np.minimum(ahead, vpp * size * rounds), size, vpp)
 
 
-def weight_in_flight(schedule: Schedule, pp: int, vpp: int, microbatches: int) -> Ints:
-    """Microbatches that wait for their weight part alone, the most while a rank holds as many activations as ever.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """Microbatches of which ranks hold something at a moment, `[rank, virtual stage of it, …]`."""
 
-    So activations of `in_flight` and what the weight part needs of these are held together. Under zbv more wait
-    at the very end, when activations are gone.
+    kept: Ints  # activations: forward has run, backward has not, or not to its end; or not its input part
+    unfinished: Ints  # what the weight part reads of them, for the input part has run
+    gradients: Ints  # … and gradients that the input part leaves for it, or is leaving
+
+    @classmethod
+    def stacked(cls, every: Sequence[Held], places: Ints) -> Held:
+        """One of these for each place, along a further axis."""
+        each = {item.name: np.stack([getattr(one, item.name) for one in every], axis=-1) for item in fields(cls)}
+        return cls(**{name: counts[..., places] for name, counts in each.items()})
+
+    def of_rank(self, rank: int) -> Held:
+        """What one rank holds."""
+        return Held(**{item.name: getattr(self, item.name)[rank] for item in fields(self)})
+
+    @property
+    def key(self) -> bytes:
+        """Equal for equal numbers of one shape."""
+        return b"".join(getattr(self, item.name).tobytes() for item in fields(self))
+
+
+def fullest_moments(schedule: Schedule, pp: int, vpp: int, microbatches: int) -> tuple[Held, ...]:
+    """Moments of which one is the fullest of a rank, whatever its activations and gradients take.
+
+    Where backward is split: the first input part while most is in flight, and the last one before weight parts
+    begin to make room. Under zbv with fewer than 2p − 1 microbatches the second may hold too many.
     """
-    require_runnable(schedule, pp, vpp, microbatches)
-    waiting = np.zeros((pp, vpp), dtype=np.int64)
-    if schedule != "zb":
-        return waiting
+    most = in_flight(schedule, pp, vpp, microbatches)
+    nothing = np.zeros_like(most)
+    if schedule not in SPLIT_BACKWARD:
+        return (Held(kept=most, unfinished=nothing, gradients=nothing),)
+    first = nothing.copy()
+    first[:, -1] = 1
+    late = _last_of_v(pp, microbatches) if schedule == "zbv" else _last_of_rounds(pp, vpp, microbatches)
+    return Held(kept=most, unfinished=nothing, gradients=_without_first(first)), late
+
+
+def _last_of_v(pp: int, microbatches: int) -> Held:
+    """When backward has come down for the last time: rank i has put off i weight parts of both its stages."""
+    ranks = np.arange(pp)
+    waiting = np.minimum(microbatches, np.stack([ranks, ranks], axis=1))
+    left = np.minimum(microbatches - waiting, np.stack([pp - ranks, 0 * ranks], axis=1))
+    gradients = np.minimum(microbatches, np.stack([ranks + 1, ranks], axis=1))
+    return Held(kept=left, unfinished=waiting, gradients=_without_first(gradients))
+
+
+def _last_of_rounds(pp: int, vpp: int, microbatches: int) -> Held:
+    """At the input part that is the rank's number after its first: the weight part of the first one follows."""
     size, _ = round_shape(pp, microbatches)
-    for rank in range(pp):
-        pairs = vpp * microbatches - 1 - warmup_chunks(schedule, rank, pp, vpp, size)
-        late = min(rank, max(0, pairs))
-        waiting[rank] = np.clip(late - size * np.arange(vpp)[::-1], 0, size)
-    return waiting
+    every = vpp * microbatches
+    late = np.minimum(np.arange(pp), every - 1)
+    ahead = np.array([warmup_chunks("zb", rank, pp, vpp, size) for rank in range(pp)])
+    back = _through(late, size, vpp)[:, ::-1]
+    return Held(
+        kept=_through(np.minimum(ahead + late + 1, every), size, vpp) - back,
+        unfinished=back,
+        gradients=_without_first(_through(late + 1, size, vpp)[:, ::-1]),
+    )
+
+
+def _without_first(gradients: Ints) -> Ints:
+    """The first virtual stage hands no gradient back: all of its backward is the weight part."""
+    others = np.ones_like(gradients)
+    others[0, 0] = 0
+    return gradients * others
+
+
+def _through(actions: Ints, size: int, vpp: int) -> Ints:
+    """Of a rank's first forwards those through each of its virtual stages, in rounds of `size` microbatches."""
+    whole, rest = np.divmod(actions[:, None], vpp * size)
+    return whole * size + np.clip(rest - size * np.arange(vpp), 0, size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

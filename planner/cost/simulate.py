@@ -19,7 +19,6 @@ from planner.spec.orders import Action, Kind, Orders
 
 # what an action adds to the microbatches held, and to those that wait for their weight part
 _HELD = {"F": 1, "B": -1, "I": -1, "W": 0}
-_WAITING = {"F": 0, "B": 0, "I": 1, "W": -1}
 
 
 class Event(NamedTuple):
@@ -82,32 +81,22 @@ class Timeline:
 
         Of a backward in two parts the input part counts.
         """
-        return np.array([held[0] for held in map(self._held, range(len(self.ranks)))])
-
-    @property
-    def weight_in_flight(self) -> NDArray[np.int64]:
-        """Microbatches that wait for their weight part alone, the most while a rank holds as many as ever."""
-        return np.array([held[1] for held in map(self._held, range(len(self.ranks)))])
+        return np.array([self._held(rank) for rank in range(len(self.ranks))])
 
     def _sums(self, counts: Callable[[Event], bool]) -> NDArray[np.float64]:
         counted = [[event for event in events if counts(event)] for events in self.ranks]
         return np.array([sum(event.end_seconds - event.start_seconds for event in events) for events in counted])
 
-    def _held(self, rank: int) -> tuple[list[int], list[int]]:
+    def _held(self, rank: int) -> list[int]:
         turns = {stage: turn for turn, stage in enumerate(self.stages[rank])}
-        held, waiting = [0] * len(turns), [0] * len(turns)
-        peak, weights = list(held), list(waiting)
+        held = [0] * len(turns)
+        peak = list(held)
         for event in self.ranks[rank]:
-            if event.kind not in _HELD:
-                continue
-            turn = turns[event.stage]
-            held[turn] += _HELD[event.kind]
-            waiting[turn] += _WAITING[event.kind]
-            if sum(held) > sum(peak):
-                peak, weights = list(held), list(waiting)
-            elif sum(held) == sum(peak) and sum(waiting) > sum(weights):
-                weights = list(waiting)
-        return peak, weights
+            if event.kind in _HELD:
+                held[turns[event.stage]] += _HELD[event.kind]
+                if sum(held) > sum(peak):
+                    peak = list(held)
+        return peak
 
 
 def simulate(

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from planner.cost.layouts import Bools, Floats, Ints
-from planner.cost.schedule import in_flight
+from planner.cost.schedule import Held, fullest_moments
 from planner.cost.ways import Way, in_model_order
 from planner.spec.graph import Graph
 from planner.spec.strategy import Schedule
@@ -25,7 +25,7 @@ class StageCounts:
     pp: int  # ranks
     sends: Bools  # which virtual stages hand their result to another rank
     receives: Bools  # … and which get theirs from one
-    flights: Ints | None = None  # microbatches held, [rank, its virtual stage]; none: as the schedule has it
+    moments: tuple[Held, ...] = ()  # what ranks hold at their fullest; none: as the schedule has it
 
     @property
     def vpp(self) -> int:
@@ -40,11 +40,9 @@ class StageCounts:
         """Which pipeline ranks have such a block."""
         return self._held()[:, self.blocks.index(block)]
 
-    def in_flight(self, schedule: Schedule, microbatches: int) -> Ints:
-        """Microbatches whose activations a rank holds, [rank, virtual stage of it]."""
-        if self.flights is not None:
-            return self.flights
-        return in_flight(schedule, self.pp, self.vpp, microbatches)
+    def fullest_moments(self, schedule: Schedule, microbatches: int) -> tuple[Held, ...]:
+        """The microbatches that ranks hold at moments of which one is their fullest."""
+        return self.moments or fullest_moments(schedule, self.pp, self.vpp, microbatches)
 
     def most(self, of_blocks: Floats, only: Sequence[str] | None = None) -> Floats:
         """The most of any block that a rank has: [block, layout] → [pipeline rank, layout]."""

@@ -98,9 +98,18 @@ def least_seconds(
     return np.asarray(least + exposed + once.optimizer.max(axis=0))
 
 
+def put_off(schedule: Schedule, work: StageWork) -> Floats | None:
+    """Of backward the weight part, where it comes apart: all of it in the first stage, that hands nothing back."""
+    return np.concatenate([work.back[:1], work.weight[1:]]) if schedule in SPLIT_BACKWARD else None
+
+
 def _stages_last(schedule: Schedule, work: StageWork) -> dict[str, Floats | None]:
-    ahead, back, weight = (np.moveaxis(times, 0, -1) for times in (work.ahead, work.back, work.weight))
-    return {"forward": ahead, "backward": back, "weight": weight if schedule in SPLIT_BACKWARD else None}
+    weight = put_off(schedule, work)
+    return {
+        "forward": np.moveaxis(work.ahead, 0, -1),
+        "backward": np.moveaxis(work.back, 0, -1),
+        "weight": None if weight is None else np.moveaxis(weight, 0, -1),
+    }
 
 
 def _exposed(

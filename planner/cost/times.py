@@ -24,7 +24,7 @@ class BlockCost:
     forward: Times
     backward: Times
     recompute: Times  # what backward computes again before it
-    weight_seconds: Floats  # of backward, what only makes gradients of weights
+    weight_seconds: Floats  # of backward, what only makes gradients of weights and can be put off
 
     def take(self, rows: Any) -> BlockCost:
         """Some of the layouts."""
@@ -51,12 +51,18 @@ class BlockPasses:
     weight_seconds: Floats
 
     def cost(self, recomputed: Words) -> BlockCost:
-        """With nothing, the attention core or every second product, or the whole block run again."""
+        """With nothing, the attention core or every second product, or the whole block run again.
+
+        What runs again does so for both parts of a backward at once: no gradient of a weight can be put off.
+        """
         recompute = np.zeros_like(self.forward)
         for word, times in self.again.items():
             recompute = np.where(recomputed == word, times, recompute)
         return BlockCost(
-            forward=self.forward, backward=self.backward, recompute=recompute, weight_seconds=self.weight_seconds
+            forward=self.forward,
+            backward=self.backward,
+            recompute=recompute,
+            weight_seconds=np.where(recomputed == "none", self.weight_seconds, 0.0),
         )
 
 

@@ -23,13 +23,13 @@ from planner.cost.memory import MemoryCosts, rank_memory
 from planner.cost.network import MeshRows
 from planner.cost.simulate import Timeline, simulate
 from planner.cost.stages import StageCounts, stage_counts
-from planner.cost.steps import OnceAStep, StageWork, Step, step
+from planner.cost.steps import OnceAStep, StageWork, Step, put_off, step
 from planner.cost.times import PARTS, BlockCost, Times, add
 from planner.cost.ways import Way
 from planner.cost.weights import rank_weights, tied_parameters
 from planner.spec.graph import Graph
 from planner.spec.hardware import HardwareProfile
-from planner.spec.orders import SPLIT_BACKWARD, orders
+from planner.spec.orders import orders
 from planner.spec.strategy import Schedule, Strategy
 from planner.spec.workload import TrainWorkload
 
@@ -147,11 +147,12 @@ class SharedStages:
     def timeline(self, row: int = 0) -> Timeline:
         """The pipeline of one layout, event by event."""
         work = self.work
+        weight = put_off(self.schedule, work)
         return simulate(
             orders(self.schedule, self.stages.pp, self.stages.vpp, int(self.layouts.microbatches[row])),
             work.ahead[:, row].tolist(),
             work.back[:, row].tolist(),
-            work.weight[:, row].tolist() if self.schedule in SPLIT_BACKWARD else None,
+            None if weight is None else weight[:, row].tolist(),
             hop_seconds=float(work.hop[row]),
         )
 

@@ -22,6 +22,7 @@ from planner.execute.stage import DecoderStage, Stage
 from planner.execute.styles import HeadsSide, SharedInput, SplitStyle
 from planner.models.attention import Attention, LatentAttention
 from planner.models.feedforward import Experts, MixtureOfExperts
+from planner.spec.legality import require_word
 from planner.spec.paths import Span, lookup, unmatched
 from planner.spec.plan import Layout, ModuleSplit
 from planner.spec.strategy import Recompute
@@ -41,7 +42,7 @@ class Applied:
     summed: tuple[Summed, ...]  # weights whose gradients are parts until a step ends
     logits: Layout  # of what the head gives
     compute_dtype: torch.dtype
-    at_once: bool  # both parts of a backward: where blocks would run again for either, or torch cannot split it
+    at_once: bool  # both parts of a backward, where torch cannot split it
 
 
 def apply_strategy(
@@ -74,7 +75,7 @@ def apply_strategy(
         summed=tuple(summed),
         logits=head.output if head else "replicate",
         compute_dtype=DTYPES[precision],
-        at_once=any(choice != "none" for choice in choices.values()) or not splits_backward(),
+        at_once=not splits_backward(),
     )
 
 
@@ -184,4 +185,6 @@ def _recompute_by_layer(
             found[layer] = lookup(choices, f"blocks.{layer}") or "none"
         elif everywhere != "auto":
             found[layer] = everywhere
+    for layer, word in found.items():
+        require_word(meshes.strategy, word, key=f"recompute.blocks.{layer}")
     return found

@@ -194,6 +194,7 @@ def _input_part(part: Applied, held: _Waiting) -> None:
 def _weight_part(part: Applied, held: _Waiting) -> None:
     if held.later:
         stage_backward_weight(iter(part.stage.parameters()), held.later[0])
+        part.sharding.after_weights()
     elif not part.at_once:
         _whole(part, held)
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from planner.spec.orders import Action, Kind
 
-_Case = tuple[Kind, int, str]  # an action of a virtual stage, and what of the stage came before it
+_Case = tuple[Kind, int, bool]  # an action of a virtual stage, and whether it is the first such
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ def fullest(pieces: Iterable[Piece]) -> int:
 
 
 class Repeated:
-    """Pieces of one rank's actions by virtual stage, kind and what came before.
+    """Pieces of one rank's actions by virtual stage and kind, the first ones apart.
 
     If those of one case are the same, which `found` tells, a step of these cases is made of them in any order.
     """
@@ -56,24 +56,11 @@ class Repeated:
 
 
 def _cases(actions: Iterable[Action]) -> Iterator[_Case]:
-    """The first forward fills buffers, the first backward makes gradients.
-
-    Where backward is split, the input part of a microbatch moves gradients that weight parts have made since the
-    last one to where they are summed up, which the first such move makes; a weight part adds to what is there.
-    """
+    """The first forward fills buffers, the first backward, or weight part of one, makes sums of gradients."""
     seen: set[tuple[Kind, int]] = set()
-    last: dict[int, Kind] = {}
-    moved: set[int] = set()
     for kind, stage, _ in actions:
-        case = "later" if (kind, stage) in seen else "first"
+        yield kind, stage, (kind, stage) not in seen
         seen.add((kind, stage))
-        if kind in "IW":
-            after, last[stage] = last.get(stage, "I"), kind
-            case = case if case == "first" else f"after {after}"
-            if (kind, after) == ("I", "W"):
-                case += " again" if stage in moved else ""
-                moved.add(stage)
-        yield kind, stage, case
 
 
 def sample_order(stages: Sequence[int], *, split: bool) -> tuple[Action, ...]:
@@ -81,20 +68,11 @@ def sample_order(stages: Sequence[int], *, split: bool) -> tuple[Action, ...]:
 
     `split`: backward in an input part and a weight part.
     """
-    turns: list[tuple[Sequence[Kind], int]] = [(("F",), 0), (("F",), 1)]
-    if split:
-        turns += [(("I", "W"), 0), (("F",), 2), *_apart(1, 2)]
-        turns += [(("F",), 3), (("I", "W"), 3), (("F",), 4), (("F",), 5), *_apart(4, 5)]
-    else:
-        turns += [(("B",), 0), (("F",), 2), (("B",), 1), (("B",), 2)]
+    kinds: Sequence[Kind] = ("I", "W") if split else ("B",)
+    turns: list[tuple[Kind, int]] = [("F", 0), ("F", 1), *((kind, 0) for kind in kinds), ("F", 2)]
+    turns += [(kind, number) for kind in kinds for number in (1, 2)]
     return tuple(
         Action(kind, stage, number)
-        for turn, number in turns
-        for stage in (stages if "F" in turn else tuple(reversed(stages)))
-        for kind in turn
+        for kind, number in turns
+        for stage in (stages if kind == "F" else tuple(reversed(stages)))
     )
-
-
-def _apart(one: int, two: int) -> tuple[tuple[Sequence[Kind], int], ...]:
-    """Both input parts of two microbatches before their weight parts."""
-    return (("I",), one), (("I",), two), (("W",), one), (("W",), two)

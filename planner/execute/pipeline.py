@@ -64,6 +64,7 @@ class Pipeline:
         sent = torch.empty((strategy.microbatch, between, hidden), dtype=dtype, device="meta", requires_grad=True)
         pieces = [
             _Stage(
+                applied,
                 _Numbered(applied, self, own) if number == 0 else _Received(applied, own),
                 number,
                 self.count,
@@ -99,6 +100,14 @@ class _Stage(PipelineStage):
 
     And it compares what a stage puts out with what it sends, which the last one does not: those are its logits.
     """
+
+    def __init__(self, applied: Applied, module: nn.Module, *args: Any, **keys: Any) -> None:
+        super().__init__(module, *args, **keys)
+        self._sharding = applied.sharding
+
+    def backward_weight_one_chunk(self, *args: Any, **keys: Any) -> None:
+        super().backward_weight_one_chunk(*args, **keys)
+        self._sharding.after_weights()
 
     def _get_init_p2p_neighbors_ops(self) -> list[Any]:
         return []

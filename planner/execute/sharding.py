@@ -52,6 +52,13 @@ class Sharding:
         if self.in_pipeline and hasattr(root, "set_manual_backward_finalization"):  # torch 2.15
             root.set_manual_backward_finalization(True)
 
+    def after_weights(self) -> None:
+        """Add gradients that a backward of weights alone has made to their sums: no hook of FSDP2 sees it."""
+        for group in self._parameter_groups():
+            for parameter in group.fsdp_params:
+                parameter.accumulate_unsharded_grad_if_needed()
+                parameter.to_accumulated_grad_if_needed()
+
     def finish(self) -> None:
         """In a pipeline, reduce gradients and drop gathered weights now that all microbatches are through."""
         if not self.in_pipeline or not self.groups:
@@ -62,13 +69,19 @@ class Sharding:
             if hasattr(root, "finalize_backward"):  # torch 2.15
                 root.finalize_backward()
                 return
-            # before, torch's own pipeline runtime does it by these private names, and so must we
-            state: Any = fully_shard.state(root)  # type: ignore[attr-defined]
-            for part in state._state_ctx.all_states:
-                single = [group for group in [getattr(part, "_fsdp_param_group", None)] if group]
-                for group in getattr(part, "_fsdp_param_groups", single):
-                    group.post_backward()
-            state._root_post_backward_final_callback()
+            for group in self._parameter_groups():
+                group.post_backward()
+            fully_shard.state(root)._root_post_backward_final_callback()  # type: ignore[attr-defined]
+
+    def _parameter_groups(self) -> Iterator[Any]:
+        """FSDP2's own, by private names as torch's pipeline runtime has them."""
+        if not self.groups:
+            return
+        for part in fully_shard.state(self.groups[-1])._state_ctx.all_states:  # type: ignore[attr-defined]
+            if hasattr(part, "_fsdp_param_groups"):
+                yield from part._fsdp_param_groups
+            elif part._fsdp_param_group is not None:  # torch 2.11
+                yield part._fsdp_param_group
 
     def _set(self, *, last: bool, synchronise: bool, drop: bool) -> None:
         for group in self.groups:

@@ -15,7 +15,7 @@ from planner.errors import PlannerError
 from planner.search.misfits import nearest_pattern, spell_out_misfit
 from planner.spec.assignments import require_equal_ties, whole_of_modules
 from planner.spec.graph import Graph, joined
-from planner.spec.legality import require_legal
+from planner.spec.legality import require_legal, require_word
 from planner.spec.model import ModelSpec
 from planner.spec.paths import folded, lookup, unmatched
 from planner.spec.plan import ModuleSplit, Plan
@@ -191,7 +191,10 @@ def _words(plan: Plan, graph: Graph) -> dict[int, Recompute]:
     everywhere = plan.strategy.recompute
     if everywhere != "auto" and _only_the_word_changed(plan, layers):
         return dict.fromkeys(layers, everywhere)
-    return {place: plan.recompute_of(path) for place, path in layers.items()}
+    words = {place: plan.recompute_of(path) for place, path in layers.items()}
+    for place, word in words.items():
+        require_word(plan.strategy, word, key=f"recompute.{layers[place]}")
+    return words
 
 
 def _only_the_word_changed(plan: Plan, layers: Mapping[int, str]) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from planner.search.space import Space
 from planner.spec.graph import Graph
 from planner.spec.hardware import HardwareProfile
 from planner.spec.plan import Certificate
+from planner.spec.strategy import Recompute, Schedule
 from planner.spec.wishes import Wishes
 from planner.spec.workload import TrainWorkload
 
@@ -179,10 +181,15 @@ class Search:
                     {name: cost.take(group) for name, cost in costs.items()},
                     {name: found.take(group) for name, found in activations.items()},
                     together,
-                    self.words,
+                    self._words(layouts, group),
                     self.capacity,
                 )
                 self._table(Pipelines(table), rows[group], even=usual)
+
+    def _words(self, layouts: Layouts, group: Ints) -> tuple[Recompute, ...]:
+        """What blocks may recompute under candidates that share their stages and schedule."""
+        schedule = cast("Schedule", str(layouts.schedule[group[0]]))
+        return self.wishes.recompute_under(schedule) if layouts.pp[group[0]] > 1 else self.words
 
     def _others(self, place: int, rows: Ints, costs: Mapping[str, BlockCost]) -> Bools:
         """Candidates that may be better under another assignment than the usual one."""

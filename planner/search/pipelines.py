@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from planner.cost.layouts import Floats, Ints
-from planner.cost.schedule import in_flight
+from planner.cost.schedule import Held, fullest_moments
 from planner.cost.stages import even_layers, ranks_of_stages
 from planner.cost.steps import StageWork, least_seconds, step
 from planner.cost.ways import Arrangement, Way
@@ -39,8 +39,9 @@ class Pipelines:
             [stage for stage, held in enumerate(self.rank_of) if held == rank] for rank in range(self.pp)
         ]
         counts, where = np.unique(layouts.microbatches, return_inverse=True)
-        held = [in_flight(self.schedule, self.pp, self.vpp, int(count)) for count in counts]
-        self.flights: Ints = np.stack(held, axis=-1)[..., where.reshape(-1)]  # [rank, chunk, candidate]
+        moments = [fullest_moments(self.schedule, self.pp, self.vpp, int(count)) for count in counts]
+        stacked = [Held.stacked(every, where.reshape(-1)) for every in zip(*moments, strict=True)]
+        self.moments = [tuple(held.of_rank(rank) for held in stacked) for rank in range(self.pp)]  # of each rank
         self._chunks: dict[tuple[int, ...], list[Chunks]] = {}  # of each rank, of the stages asked for last
 
     def even(self, limit_seconds: float = np.inf) -> Pipeline:
@@ -82,7 +83,7 @@ class Pipelines:
         return self.table.option(
             self.kind(rank, layers),
             self.chunks(rank, layers),
-            self.flights[rank],
+            self.moments[rank],
             sends=tuple(self._leaves(stage) for stage in stages),
             receives=tuple(stage > 0 and self._leaves(stage - 1) for stage in stages),
             ends=tuple((stage == 0, stage == last) for stage in stages),

@@ -193,6 +193,10 @@ class LeastPrices:
                     "dense once": weights.dense - shared,
                     "experts": weights.experts,
                 }
+                plain = self._activations[
+                    next((way.name for way in ways if way.recompute == "none"), ways[0].name)
+                ]
+                values |= {"unfinished": plain.unfinished, "gradients": plain.gradients}
                 values |= {f"seconds {i}": values["forward"] + back[way.name] for i, way in enumerate(ways)}
                 for i, way in enumerate(ways):
                     found = self._activations[way.name]

@@ -10,13 +10,14 @@ them is compared with what it leaves for activations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from planner.cost.activations import Activations
 from planner.cost.layouts import Bools, Floats, Ints, Layouts
+from planner.cost.schedule import Held
 from planner.cost.stages import StageCounts
 from planner.cost.steps import OnceAStep
 from planner.cost.times import BlockCost
@@ -77,7 +78,7 @@ class RankTable:
         self._rows: dict[tuple[Kind, tuple[bool, ...]], int] = {}
         self._options: dict[Any, RankOption] = {}
         self._summed_ends: dict[tuple[str, tuple[bool, bool]], Floats] = {}
-        self._of_chunks: dict[Chunks, tuple[list[Floats], Floats]] = {}
+        self._of_chunks: dict[tuple[str, Chunks, int], Floats] = {}
 
     def _price_ways(self) -> None:
         """Each way by itself, and a rank with nothing but neighbours: what messages that it waits for take."""
@@ -89,13 +90,16 @@ class RankTable:
         self.hop = work.hop
         self.ahead, self.back, self.weight = work.ahead[:-1], work.back[:-1], work.weight[:-1]
         self.waiting = work.ahead[-1]
-        self.kept = np.stack([self.activations[name].kept for name in self.names])
-        self.kept[-1] = 0.0 if len(self.names) > 1 else self.kept[-1]  # the logits are no part of what waits
+        self.kept, self.unfinished, self.gradients = (
+            np.stack([getattr(self.activations[name], item.name) for name in self.names]) for item in fields(Held)
+        )
+        self.kept[-1] *= len(self.names) == 1  # the logits are no part of what waits
         self.of_inside = np.flatnonzero([way.block in self.inside for way in self.ways])
         self.of_layers = np.flatnonzero([self.is_layer(way.block) for way in self.ways])
 
     def _shared(self, counts: Ints, sends: Bools, receives: Bools) -> SharedStages:
         ranks = len(counts)
+        one = np.ones((ranks, 1), dtype=np.int64)
         stages = StageCounts(
             blocks=self.names,
             counts=counts,
@@ -103,7 +107,7 @@ class RankTable:
             pp=ranks,
             sends=sends,
             receives=receives,
-            flights=np.ones((ranks, 1), dtype=np.int64),
+            moments=(Held(kept=one, unfinished=0 * one, gradients=0 * one),),
         )
         return SharedStages(self.cost, self.layouts, stages, self.costs, self.activations)
 
@@ -162,24 +166,22 @@ class RankTable:
         self,
         kind: Kind,
         chunks: Chunks,
-        flights: Ints,
+        moments: Sequence[Held],
         sends: tuple[bool, ...],
         receives: tuple[bool, ...],
         ends: tuple[tuple[bool, bool], ...],
     ) -> RankOption:
-        """The cheapest mix of a rank, `flights` microbatches held of each chunk, [chunk, candidate].
+        """The cheapest mix of a rank; its fullest moment is one of these, [chunk, candidate] each.
 
         `ends` tells for each chunk whether what stands before the layers, and behind them, is with it.
         """
-        key = (kind, chunks, flights.tobytes(), sends, receives, ends)
+        key = (kind, chunks, tuple(held.key for held in moments), sends, receives, ends)
         if key in self._options:
             return self._options[key]
         found = mixes(chunks, self.choices)
-        each, seconds = self._sums(chunks)
+        seconds = found.counts.sum(axis=1) @ self.back[self.of_inside]
         rooms = np.stack([self._room[self._rows[kind, present]] for present in found.present])
-        held = np.zeros_like(seconds)
-        for chunk, around in enumerate(ends):
-            held += (each[chunk] + self._of_ends("kept", around)) * flights[chunk]
+        held = np.max([self._held(chunks, moment, ends) for moment in moments], axis=0)
         fitting = np.where(held <= rooms[found.presence], seconds, np.inf)
         chosen = fitting.argmin(axis=0)
         fits = np.isfinite(fitting[chosen, np.arange(len(chosen))])
@@ -192,13 +194,24 @@ class RankTable:
         self._options[key] = RankOption(mixes=found, chosen=chosen, fits=fits, **stacked)
         return self._options[key]
 
-    def _sums(self, chunks: Chunks) -> tuple[list[Floats], Floats]:
-        """Of every mix the activations of each chunk, and seconds of backward, [mix, candidate]."""
-        if chunks not in self._of_chunks:
-            counts = mixes(chunks, self.choices).counts
-            each = [counts[:, chunk] @ self.kept[self.of_inside] for chunk in range(len(chunks))]
-            self._of_chunks[chunks] = each, counts.sum(axis=1) @ self.back[self.of_inside]
-        return self._of_chunks[chunks]
+    def _held(self, chunks: Chunks, held: Held, ends: tuple[tuple[bool, bool], ...]) -> Floats:
+        """Bytes of every mix of a rank at a moment, [mix, candidate]."""
+        result = np.zeros((len(mixes(chunks, self.choices).counts), len(self.layouts)))
+        for item in fields(held):
+            counts: Ints = getattr(held, item.name)
+            for chunk, around in enumerate(ends):
+                if counts[chunk].any():
+                    each = self._of_chunk(item.name, chunks, chunk) + self._of_ends(item.name, around)
+                    result += each * counts[chunk]
+        return result
+
+    def _of_chunk(self, name: str, chunks: Chunks, chunk: int) -> Floats:
+        """Bytes of one chunk in every mix, [mix, candidate]."""
+        key = name, chunks, chunk
+        if key not in self._of_chunks:
+            counts = mixes(chunks, self.choices).counts[:, chunk]
+            self._of_chunks[key] = counts @ getattr(self, name)[self.of_inside]
+        return self._of_chunks[key]
 
     def _seconds(self, name: str, counts: Ints, ends: tuple[bool, bool]) -> Floats:
         times: Floats = getattr(self, name)

@@ -123,7 +123,8 @@ def _broken(question: Question, gpus: int) -> str:
 
 def closest(question: Question, space: Space) -> Closest:
     """The least memory of an even pipeline, whether it fits or not."""
-    words = question.wishes.allowed_recompute
+    wishes = question.wishes
+    words = wishes.allowed_recompute
     choices = choices_of(question.graph)
     cost = TrainingCost(question.graph, question.profile, question.workload, choices.ways(question.graph, words))
     prices = LeastPrices(cost.pricer, choices, space.layouts)
@@ -135,7 +136,12 @@ def closest(question: Question, space: Space) -> Closest:
         rows = order[first : first + _BATCH]
         if least[rows[0]] >= best:
             break
-        tried = [replace(space.strategy(int(row)), recompute=word) for row in rows for word in words]
+        some = [space.strategy(int(row)) for row in rows]
+        tried = [
+            replace(strategy, recompute=word)
+            for strategy in some
+            for word in (words if strategy.pp == 1 else wishes.recompute_under(strategy.schedule))
+        ]
         device = usual.costs(tried).device_bytes
         place = int(device.argmin())
         if device[place] < best:

@@ -193,11 +193,12 @@ class Rooms:
         borders = np.concatenate([[0], np.cumsum(even_layers(len(self.layer.before) - 1, pp * vpp))])
         layers = np.diff(self.layer.before[borders])
         ranks = ranks_of_stages(pp, vpp, schedule)
-        kept, seconds = (np.stack([item[rows] for item in items]) for items in (self.kept, self.seconds))
+        # where backward is split, gradients of weights may fill the wait at the end, and nothing is run again
+        split = schedule in SPLIT_BACKWARD
+        words = slice(0, 1) if split else slice(None)
+        kept, seconds = (np.stack([item[rows] for item in items[words]]) for items in (self.kept, self.seconds))
         flights = self._flights(rows, schedule, pp, vpp)
         first, last = self.first.take(rows), self.last.take(rows)
-        # where backward is split, gradients of weights may fill the wait at the end
-        split = schedule in SPLIT_BACKWARD
         waits, begins = (self.forward[rows], first.forward) if split else (seconds[0], first.seconds)
         slowest = np.zeros(len(rows))
         for rank in sorted({0, 1, pp - 1}):

@@ -93,7 +93,12 @@ def space_of(
     `layers` are those of a user's own module, that has no spec; where nobody knows them, vpp is 1 unless fixed.
     """
     ranges = _Ranges(model, workload, gpus, wishes, layers if model is None else model.layers)
-    judge = _Judge(model=model, workload=workload, gpus=gpus)
+    same = {
+        "attention_dp": 1,
+        "replicas": 1,
+        "recompute": wishes.allowed_recompute[0],
+    }  # by block it is chosen later
+    judge = _Judge(model=model, workload=workload, gpus=gpus, same=same)
     parts = [judge.judged(degrees, ranges.axes(degrees)) for degrees in ranges.degrees()]
     if not parts:
         raise _no_factorisation(gpus, wishes)
@@ -141,6 +146,7 @@ class _Judge:
     model: ModelSpec | None
     workload: TrainWorkload
     gpus: int
+    same: dict[str, Any]  # in all candidates
     answers: dict[str, dict[tuple[Any, ...], bool]] = field(default_factory=lambda: {name: {} for name in RULES})
     tables: dict[Any, tuple[Bools, Bools]] = field(default_factory=dict)  # answers along axes; which were asked
 
@@ -171,7 +177,7 @@ class _Judge:
         read = _AXES_READ[name]
         others = tuple(place for place in range(len(axes)) if place not in read)
         asked = alive.any(axis=others, keepdims=True)
-        known: dict[str, Any] = dict(zip(DEGREES, degrees, strict=True)) | {"attention_dp": 1, "replicas": 1}
+        known: dict[str, Any] = dict(zip(DEGREES, degrees, strict=True)) | self.same
         key = name, tuple(known[key] for key in READS[name] if key in known), tuple(axes[axis] for axis in read)
         if key not in self.tables:
             shape = tuple(len(axis) if place in read else 1 for place, axis in enumerate(axes))

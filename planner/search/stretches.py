@@ -81,7 +81,7 @@ class Stretches:
         option = self.table.option(
             kind,
             self._chunks(firsts[0], layers),
-            self.pipelines.flights[stage],
+            self.pipelines.moments[stage],
             sends=(not last,),
             receives=(stage > 0,),
             ends=((stage == 0, last),),

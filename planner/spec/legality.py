@@ -16,7 +16,7 @@ from typing import NamedTuple
 from planner.errors import PlannerError
 from planner.spec.model import ModelSpec
 from planner.spec.orders import SPLIT_BACKWARD
-from planner.spec.strategy import Strategy
+from planner.spec.strategy import Recompute, Strategy
 from planner.spec.workload import ServeWorkload, TrainWorkload, Workload
 
 _FARTHEST = 10_000  # how far from a degree a legal neighbour is looked for
@@ -72,6 +72,13 @@ def require_legal(model: ModelSpec | None, workload: Workload, strategy: Strateg
     first, *others = found
     also = "".join(f"; and {item.rule} ({item.key}: {item.value})" for item in others)
     raise PlannerError(first.rule, value=first.value, remedy=first.remedy + also, key=first.key)
+
+
+def require_word(strategy: Strategy, recompute: Recompute, *, key: str) -> None:
+    """Raise where a block cannot recompute so under a strategy that leaves it to each block."""
+    found = _word(strategy, recompute)
+    if found is not None:
+        raise PlannerError(found.rule, value=found.value, remedy=found.remedy, key=key)
 
 
 def padded_vocab(vocab: int, tp: int) -> int:
@@ -325,6 +332,18 @@ def _compiled(c: Case) -> Broken | None:
                   c.strategy.schedule, "use interleaved, or stack: eager")  # fmt: skip
 
 
+def _run_again(c: Case) -> Broken | None:
+    return _word(c.strategy, c.strategy.recompute)
+
+
+def _word(strategy: Strategy, recompute: str) -> Broken | None:
+    split = strategy.pp > 1 and strategy.schedule in SPLIT_BACKWARD
+    if not split or recompute in ("none", "auto"):
+        return None
+    return Broken("recompute", "zb and zbv run backward in two parts, and a block would run again for either",
+                  recompute, "set recompute to none, or schedule to interleaved")  # fmt: skip
+
+
 RULES: dict[str, Callable[[Case], Broken | None]] = {
     "gpus": _gpus,
     "mode": _mode,
@@ -346,6 +365,7 @@ RULES: dict[str, Callable[[Case], Broken | None]] = {
     "microbatches": _microbatches,
     "zero": _zero,
     "compiled": _compiled,
+    "run_again": _run_again,
 }
 
 # the keys that decide whether a training strategy breaks a rule; the others may take any value
@@ -357,6 +377,7 @@ READS: dict[str, tuple[str, ...]] = {
     "context": ("cp",), "sequence": ("tp", "cp", "sp"), "layers": ("pp", "vpp"), "encoder_decoder": ("pp", "cp"),
     "batch": ("dp", "microbatch"), "virtual_stages": ("pp", "vpp", "schedule"),
     "microbatches": ("dp", "microbatch", "pp", "schedule"), "zero": ("zero", "pp"), "compiled": ("schedule",),
+    "run_again": ("pp", "schedule", "recompute"),
 }  # fmt: skip
 
 

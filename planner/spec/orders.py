@@ -14,7 +14,7 @@ from planner.errors import PlannerError
 from planner.spec.strategy import Schedule
 
 Kind = Literal["F", "B", "I", "W"]  # forward, whole backward, its input part, its weight part
-SPLIT_BACKWARD: tuple[Schedule, ...] = ("zb", "zbv")  # these run it in two parts
+SPLIT_BACKWARD: tuple[Schedule, ...] = ("zb", "zbv")  # these run it in two parts, so nothing is run again for it
 
 
 class Action(NamedTuple):

@@ -155,3 +155,23 @@ def test_recomputing_more_keeps_less(name: str, stack: str) -> None:
     assert found.again[0] == 0.0
     assert np.all(found.kept + found.again >= found.kept[0] * (1 - 1e-12)), "what was dropped comes back"
     assert found.kept[2] + found.again[2] == pytest.approx(found.kept[0])
+
+
+@pytest.mark.parametrize(("keys", "units"), [({}, 10.0), ({"tp": 2}, 7.0), ({"tp": 2, "sp": True}, 6.0)])
+def test_gradients_that_a_weight_part_waits_for(keys: dict[str, Any], units: float) -> None:
+    """Of results of products and norms: q 1, k and v ½ each, output 1, gate and up 2 each, down 1, norms 1 each.
+
+    Heads and hidden width are cut by tp, what is summed up is whole; norms' results are cut with sp.
+    """
+    found = kept(tiny("llama"), keys, {**keys, "recompute": "full"})
+    assert (found.gradients / (2 * UNIT)).tolist() == [units, 0.0]
+    assert (found.unfinished == [found.kept[0], 0.0]).all()
+
+
+def test_behind_the_loss_only_the_head_waits_for_its_weight_part() -> None:
+    """Norm and projection have their inputs kept, and the gradients of their results; probabilities are gone."""
+    graph = tiny("llama")
+    found = kept(graph, {}, block="end", loss_in_place=False)
+    logits = 2 * B * 128 * 100
+    assert found.gradients[0] == 2 * UNIT + logits
+    assert found.unfinished[0] < found.kept[0] - 2 * logits

@@ -21,7 +21,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "tied ends, sharded": ("opt", 4, {"pp": 2, "zero": 1}),
     "virtual stages, full": ("qwen3", 4, {"tp": 2, "pp": 2, "vpp": 2, "recompute": "full"}),
     "split backward": ("llama", 4, {"pp": 2, "vpp": 2, "schedule": "zb", "zero": 3}),
-    "in a V, recomputed": ("llama", 4, {"tp": 2, "pp": 2, "vpp": 2, "schedule": "zbv", "recompute": "full"}),
+    "in a V": ("llama", 4, {"tp": 2, "pp": 2, "vpp": 2, "schedule": "zbv"}),
     "context": ("llama", 4, {"cp": 2, "pp": 2, "zero": 1}),
     "experts": ("mixtral", 4, {"ep": 2, "pp": 2, "zero": 1}),
     "all": ("llama", 8, {"tp": 2, "pp": 2, "sp": True, "zero": 3}),

@@ -18,7 +18,7 @@ TWO: dict[str, tuple[str, dict[str, Any]]] = {
     "tied, in a V": ("gpt", {"vpp": 2, "schedule": "zbv", "layers": (0, 1, 2, 1)}),
     "tied, zb": ("gemma2", {"vpp": 2, "schedule": "zb"}),
     "latent attention, zb": ("deepseek", {"vpp": 2, "schedule": "zb"}),
-    "recompute under zbv": ("llama", {"vpp": 2, "schedule": "zbv", "recompute": "full"}),
+    "rounds, run again": ("llama", {"vpp": 2, "schedule": "interleaved", "recompute": "full"}),
     "recompute of some blocks": ("gpt", {"vpp": 2, "blocks": {"blocks.1": "full", "blocks.2-3": "selective"}}),
 }
 

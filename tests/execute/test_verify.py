@@ -61,8 +61,9 @@ CASES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
         "llama",
         4,
         6,
-        {"pp": 2, "vpp": 2, "tp": 2, "schedule": "zb", "recompute": "full"},
+        {"pp": 2, "vpp": 2, "tp": 2, "schedule": "interleaved", "recompute": "full"},
     ),
+    "rounds of a backward in two": ("llama", 8, 6, {"pp": 2, "vpp": 2, "dp": 2, "zero": 3, "schedule": "zb"}),
     "shards, run again in part": ("llama", 5, 7, {"pp": 3, "dp": 2, "zero": 3, "recompute": "selective"}),
 }
 

@@ -14,6 +14,7 @@ from planner.search.plans import plan_of, re_estimated
 from planner.spec.assignments import require_equal_ties
 from planner.spec.graph import Graph
 from planner.spec.hardware import HardwareProfile
+from planner.spec.orders import SPLIT_BACKWARD
 from planner.spec.plan import Plan, content_digest, read_plan
 from planner.spec.regions import alternatives
 from planner.spec.strategy import Recompute, Strategy
@@ -66,7 +67,8 @@ def any_arrangement(draw: random.Random, graph: Graph, strategy: Mapping[str, An
             break
         except PlannerError:
             continue
-    words = {place: draw.choice(WORDS) for place in range(len(graph.sequence))}
+    again = WORDS[:1] if layout.pp > 1 and layout.schedule in SPLIT_BACKWARD else WORDS
+    words = {place: draw.choice(again) for place in range(len(graph.sequence))}
     return arranged(graph, strategy, layers=layers, words=words, whole=whole if layout.tp > 1 else {})
 
 

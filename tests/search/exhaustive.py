@@ -178,6 +178,8 @@ def words_of_layers(
     graph: Graph, strategy: Strategy, sizes: Sequence[int], allowed: Sequence[str]
 ) -> Iterator[Words]:
     """Every mix of every rank; equal layers of a virtual stage are interchangeable."""
+    if strategy.pp > 1 and strategy.schedule in ("zb", "zbv"):
+        allowed = [word for word in allowed if word == "none"]
     blocks = [placement.block for placement in graph.sequence if placement.path]
     stage_of = [stage for stage, size in enumerate(sizes) for _ in range(size)]
     rank_of = ranks_of_stages(strategy.pp, strategy.vpp, strategy.schedule).tolist()

@@ -194,7 +194,7 @@ def _uneven(draw: random.Random) -> Wishes:
     return Wishes.from_dict(
         {
             "fix": {"pp": draw.choice((2, 3)), "tp": 1, "cp": 1, "ep": 1, "order": "tp-cp-dp-pp"},
-            "recompute": list(draw.choice(_WORDS)),
+            "recompute": _recompute(draw, (schedule,)),
             "schedules": [schedule],
         }
     )
@@ -224,4 +224,11 @@ def _wishes(draw: random.Random, found: Instance) -> Wishes:
     schedules = draw.choice(
         (("1f1b",), ("1f1b",), ("gpipe",), ("interleaved",), ("zb",), ("zbv",), ("gpipe", "1f1b", "interleaved"))
     )
-    return Wishes.from_dict({"fix": fix, "recompute": list(draw.choice(_WORDS)), "schedules": list(schedules)})
+    words = _recompute(draw, schedules)
+    return Wishes.from_dict({"fix": fix, "recompute": words, "schedules": list(schedules)})
+
+
+def _recompute(draw: random.Random, schedules: tuple[str, ...]) -> list[str]:
+    """Words that leave a schedule something: zb and zbv run nothing again."""
+    words = list(draw.choice(_WORDS))
+    return words if not {"zb", "zbv"}.issuperset(schedules) or "none" in words else ["none", *words]

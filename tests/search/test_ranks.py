@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from planner.cost.activations import BlockActivations
-from planner.cost.layouts import Ints, Layouts
+from planner.cost.layouts import Layouts
 from planner.cost.training import SharedStages, TrainingCost
 from planner.cost.ways import Way
 from planner.search.chain import Chain
@@ -17,7 +17,7 @@ from planner.search.choices import choices_of
 from planner.search.pipelines import Pipelines
 from planner.search.prices import block_costs
 from planner.search.ranks import RankTable
-from planner.spec.strategy import Strategy
+from planner.spec.strategy import Recompute, Strategy
 from tests.search.exhaustive import layers_of, stage_sizes, ways_of, words_of_layers
 from tests.search.instances import Instance, instance
 
@@ -28,7 +28,7 @@ _MOST_MIXES = 30
 
 def pipelines_of(given: Instance, some: list[Strategy], together: int, capacity: float) -> Pipelines:
     """A table of strategies that share their stages, under one assignment of the blocks."""
-    choices, words = choices_of(given.graph), given.wishes.allowed_recompute
+    choices, words = choices_of(given.graph), words_of(given, some[0])
     cost = TrainingCost(given.graph, given.profile, given.workload, choices.ways(given.graph, words))
     layouts = Layouts.of(some, given.workload.global_batch)
     kept = BlockActivations(cost.pricer, layouts)
@@ -39,6 +39,11 @@ def pipelines_of(given: Instance, some: list[Strategy], together: int, capacity:
             choices.together[together], words, capacity,
         )
     )  # fmt: skip
+
+
+def words_of(given: Instance, strategy: Strategy) -> tuple[Recompute, ...]:
+    """What blocks may run again."""
+    return given.wishes.recompute_under(strategy.schedule) if strategy.pp > 1 else given.wishes.allowed_recompute
 
 
 def some_pipelines(given: Instance, draw: random.Random, capacity: float) -> tuple[Pipelines, list[Strategy]]:
@@ -98,8 +103,9 @@ def test_a_rank_has_the_cheapest_mix_that_fits(seeds: tuple[int, ...]) -> None:
     decided = 0
     for seed in seeds:
         given, draw = instance(seed), random.Random(seed)
-        graph, words = given.graph, given.wishes.allowed_recompute
+        graph = given.graph
         pipelines, some = some_pipelines(given, draw, np.inf)
+        words = words_of(given, some[0])
         layers = draw.choice(list(stage_sizes(some[0], layers_of(graph))))
         whole = {name: ways[0].whole for name, ways in pipelines.table.ways_of.items()}
         candidate = draw.randrange(len(some))
@@ -133,7 +139,7 @@ def test_flights_are_those_of_the_schedule() -> None:
     given = instance(1000, uneven=True)
     some = [strategy for strategy in given.strategies if strategy.pp > 1][:1]
     pipelines = pipelines_of(given, some, 0, np.inf)
-    held: Ints = pipelines.flights[:, 0, 0]
+    held = np.array([moments[0].kept[0, 0] for moments in pipelines.moments])
     count, pp = some[0].microbatches(given.workload.global_batch), some[0].pp
     expected = [count] * pp if some[0].schedule == "gpipe" else [min(count, pp - rank) for rank in range(pp)]
     assert held.tolist() == expected

@@ -147,6 +147,8 @@ def test_legal(model: ModelSpec | None, strategy: dict[str, Any], workload: dict
         ("zero", LLAMA, {"pp": 2, "dp": 2, "zero": 2}, {}, "zero", "use zero 1 or 3 with pp"),
         ("compiled", LLAMA, {"pp": 2, "vpp": 2, "schedule": "zb"}, {"global_batch": 8, "stack": "compiled"},
          "schedule", "use interleaved, or stack: eager"),
+        ("run_again", LLAMA, {"pp": 2, "vpp": 2, "schedule": "zb", "recompute": "selective"}, {}, "recompute",
+         "set recompute to none, or schedule to interleaved"),
     ],
 )  # fmt: skip
 def test_illegal(
