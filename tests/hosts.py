@@ -55,6 +55,10 @@ class Host:
         shape = ["rate", f"{megabits}mbit", "burst", _burst(megabits), "latency", "100ms"]
         _must("tc", "-n", self.name, "qdisc", "replace", "dev", self.link, "root", "tbf", *shape)
 
+    def unplug(self) -> None:
+        """Cut the link: as where a host loses power, not even the end of a connection is told."""
+        _must("ip", "-n", self.name, "link", "set", self.link, "down")
+
     def kill(self) -> None:
         """End every process of this host at once."""
         for pid in _call("ip", "netns", "pids", self.name).stdout.split():

@@ -17,10 +17,11 @@ from planner.report.options import common, note, print_json, run_options
 def run(plan: str, nproc: int, as_json: bool, **flags: Any) -> None:
     """Train under PLAN on this machine: torchrun's agent starts a process for each of its GPUs.
 
-    Where there are no GPUs the ranks run on the CPU, over gloo. Across machines start torchrun yourself, with
-    the same flags: torchrun --nnodes N --nproc-per-node M … -m -- planner.execute PLAN --steps 1000; without the
-    -- torchrun takes --log for a flag of its own. Exit 1 where a rank failed: it is named, with its stage and
-    module, also where its whole host is lost. SIGTERM and Ctrl-C write a checkpoint and end the run.
+    Where there are no GPUs the ranks run on the CPU, over gloo. Across machines start torchrun yourself on each,
+    with the same flags: torchrun --nnodes N --node-rank I --master-addr HOST --nproc-per-node M -m --
+    planner.execute PLAN --steps 1000; without the -- torchrun takes --log for a flag of its own. Exit 1 where a
+    rank failed: it is named, with its stage and module, also where its whole host is lost. SIGTERM and Ctrl-C
+    write a checkpoint and end the run.
     """
     from planner import api
     from planner.report.measured import measured_lines

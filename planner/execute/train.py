@@ -115,10 +115,11 @@ class Training:
         readers = [reader, self._log()]
         first, asked_to_end = self.step, False
         while self.step < self.job.run.steps and not asked_to_end:
-            metrics = self._one_step()
+            with self._watched_step():
+                metrics = self._one_step()
+                asked_to_end = self._any_rank(self.watch.asked_to_end)
             for each in readers:
                 each.step(metrics)
-            asked_to_end = self._any_rank(self.watch.asked_to_end)
             self._save_when_due(last=asked_to_end or self.step == self.job.run.steps)
         if self.checkpoints is not None:
             self.checkpoints.finish()
@@ -134,20 +135,18 @@ class Training:
 
     def _one_step(self) -> StepMetrics:
         run, runner, work = self.job.run, self.runner, self.job.workload
-        self.record.begin(self.step)
         rows = work.global_batch // runner.meshes.strategy.dp
         number = runner.meshes.data_rank // runner.meshes.strategy.cp  # ranks of one cp group share sequences
         tokens, labels = self.job.data.batch(self.sequences + number * rows, rows, self.placed.device)
-        with self._watching():
-            started = time.perf_counter()
-            seed_rank(mixed(run.seed, self.step) >> 8, runner.meshes)  # by step, so that a resumed run drops alike
-            loss = runner.step({"tokens": tokens, "labels": labels})
-            norm = float(runner.clip(run.clip)) if run.clip else None
-            rate = learning_rate(run, self.step)
-            self.optimizer.step(rate)
-            runner.zero_grad()
-            value = float(loss)
-            seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        seed_rank(mixed(run.seed, self.step) >> 8, runner.meshes)  # by step, so that a resumed run drops alike
+        loss = runner.step({"tokens": tokens, "labels": labels})
+        norm = float(runner.clip(run.clip)) if run.clip else None
+        rate = learning_rate(run, self.step)
+        self.optimizer.step(rate)
+        runner.zero_grad()
+        value = float(loss)
+        seconds = time.perf_counter() - started
         if not math.isfinite(value):
             raise RunFailed(
                 "the loss is a number",
@@ -175,7 +174,9 @@ class Training:
         )
 
     @contextlib.contextmanager
-    def _watching(self) -> Iterator[None]:
+    def _watched_step(self) -> Iterator[None]:
+        """A step begins; it is watched until the ranks have agreed whether to go on."""
+        self.record.begin(self.step)
         self.watch.armed = not self.job.run.compile or len(self.seconds) > 0  # a first step compiles for minutes
         try:
             yield

@@ -1,9 +1,10 @@
-"""A run on two hosts: it trains as on one."""
+"""A run on two hosts: it trains as on one, and tells which ranks it lost where one host is lost."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -15,10 +16,11 @@ from planner.spec.measured import load_measured
 from planner.spec.plan import Plan
 from tests.execute.training import plan_for, trained
 from tests.execute.world import run_world
-from tests.hosts import Hosts, ended
+from tests.hosts import ADDRESSES, Hosts, ended
 from tests.tiny import tiny_spec
 
 MEGABITS = 1000
+LONGEST_SECONDS = 60  # for what takes about ten
 SPEC = tiny_spec("llama", layers=2, vocab=99)
 
 
@@ -36,6 +38,26 @@ def started(hosts: Hosts, folder: Path, plan: Plan, *flags: str) -> list[subproc
     return [host.torchrun(1, *words, "--log", str(folder / "log.jsonl"), *flags) for host in hosts]
 
 
+def in_the_middle(hosts: Hosts, folder: Path) -> list[subprocess.Popen[str]]:
+    """Both launchers of a run that has done its first step, and has many more."""
+    launchers = started(hosts, folder, plan_of_two_nodes(pp=2), "--steps", "100000", "--timeout", "4")
+    progress = launchers[0].stderr
+    assert progress is not None
+    said = list(itertools.takewhile(lambda line: not line.startswith("step 1 of"), progress))
+    assert launchers[0].poll() is None, "".join(said)
+    return launchers
+
+
+def require_named(said: tuple[int, str, str], lost: int) -> None:
+    """What a launcher ends with when the other host is lost."""
+    code, out, error = said
+    assert code == 1, error
+    assert out == ""
+    assert f"error[rank.{lost}]: rank {lost} is gone, and the run with it" in error
+    assert f"rank {lost} (stage {lost})" in error
+    assert ADDRESSES[lost] in error
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("slow_hosts", [MEGABITS], indirect=True)
 def test_tensor_parallel_across_hosts_trains_as_one_process(slow_hosts: Hosts, tmp_path: Path) -> None:
@@ -46,3 +68,23 @@ def test_tensor_parallel_across_hosts_trains_as_one_process(slow_hosts: Hosts, t
     log = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log == pytest.approx(losses, rel=1e-9, abs=0)
     assert [entry.rank for entry in load_measured(tmp_path / "measured.json").memory] == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow_hosts", [MEGABITS], indirect=True)
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_host_whose_processes_are_killed_is_named(slow_hosts: Hosts, tmp_path: Path, lost: int) -> None:
+    launchers = in_the_middle(slow_hosts, tmp_path)
+    slow_hosts[lost].kill()
+    require_named(ended(launchers, LONGEST_SECONDS)[1 - lost], lost)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow_hosts", [MEGABITS], indirect=True)
+@pytest.mark.parametrize("cut", [0, 1])
+def test_hosts_whose_link_is_cut_name_each_other(slow_hosts: Hosts, tmp_path: Path, cut: int) -> None:
+    launchers = in_the_middle(slow_hosts, tmp_path)
+    slow_hosts[cut].unplug()
+    first, second = ended(launchers, LONGEST_SECONDS)
+    require_named(first, 1)
+    require_named(second, 0)

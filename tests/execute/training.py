@@ -50,13 +50,32 @@ def job_of(plan: Plan, folder: Path, **flags: Any) -> Job:
     )
 
 
-def trained(plan: Plan, folder: Path, **flags: Any) -> list[float]:
-    """The losses of a run in the running world."""
+def training_of(plan: Plan, folder: Path, **flags: Any) -> Training:
+    """A run in the running world, before its first step."""
     placed = Placed(rank=dist.get_rank(), ranks=dist.get_world_size(), device=torch.device("cpu"), backend="gloo")
     record = Record(placed.rank)
-    training = Training(job_of(plan, folder, **flags), placed, record, Watch(record, 60.0))
+    return Training(job_of(plan, folder, **flags), placed, record, Watch(record, 60.0))
+
+
+def trained(plan: Plan, folder: Path, **flags: Any) -> list[float]:
+    """The losses of a run in the running world."""
+    training = training_of(plan, folder, **flags)
     assert training.go(Silence())
     return training.losses
+
+
+def watched_reductions(plan: Plan, folder: Path, **flags: Any) -> list[bool]:
+    """Whether a rank was watched, of each time that it reduced something with the others."""
+    training = training_of(plan, folder, **flags)
+    all_reduce, watched = dist.all_reduce, []
+
+    def reduce(*args: Any, **keys: Any) -> Any:
+        watched.append(training.watch.armed)
+        return all_reduce(*args, **keys)
+
+    with replaced(dist, "all_reduce", reduce):
+        assert training.go(Silence())
+    return watched
 
 
 def continued(first: Plan, second: Plan, folder: Path) -> tuple[list[float], list[float]]:
