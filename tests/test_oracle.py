@@ -88,7 +88,7 @@ CASES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
         "llama", 8, 12, {"pp": 4, "vpp": 2, "schedule": "zb", "zero": 1, "microbatch": 8, "model": {"layers": 8}},
     ),
     "backward in two, in tp": (
-        "falcon", 12, 9, {"pp": 3, "vpp": 2, "schedule": "zb", "tp": 2, "sp": True, "zero": 3, "microbatch": 8,
+        "llama", 12, 9, {"pp": 3, "vpp": 2, "schedule": "zb", "tp": 2, "sp": True, "zero": 3, "microbatch": 8,
                        "model": {"layers": 6}},
     ),
     "backward in two, a round": (
