@@ -16,7 +16,7 @@ from planner.cost.blocks import BlockPricer
 from planner.cost.exchanges import needed_behind
 from planner.cost.fusion import is_heavy
 from planner.cost.kernels import Kernels, Sizes
-from planner.cost.layouts import Floats, Layouts, Words
+from planner.cost.layouts import Bools, Floats, Layouts, Words
 from planner.cost.ways import Way
 from planner.cost.weights import held_parameters
 from planner.spec.graph import Operator
@@ -63,8 +63,8 @@ class _Kept:
             again = np.where(recomputed == word, back, again)
         return Activations(
             kept=waiting,
-            unfinished=np.where(plain, self.unfinished, 0.0),
-            gradients=np.where(plain, self.gradients, 0.0),
+            unfinished=_only(plain, self.unfinished),
+            gradients=_only(plain, self.gradients),
             again=again,
             passing=self.passing,
             routed=np.minimum(self.routed, waiting),
@@ -272,6 +272,13 @@ class BlockActivations:
         if share == "own" and any(name == operator.inputs[0].name for operator in _experts(kernels)):
             return np.asarray(self.layouts.tp / self.layouts.etp)  # gathered where an expert itself is cut
         return np.asarray(self.layouts.whole_shards if share == "whole" else self.layouts.tp)
+
+
+def _only(rows: Bools, sizes: Floats) -> Floats:
+    """Sizes in some rows, nothing in others; no copy where they are alike."""
+    if rows.all():
+        return sizes
+    return np.where(rows, sizes, 0.0) if rows.any() else np.broadcast_to(0.0, sizes.shape)
 
 
 def _original(tensor: Tensor) -> str:
