@@ -154,19 +154,19 @@ class Held:
 
 
 def fullest_moments(schedule: Schedule, pp: int, vpp: int, microbatches: int) -> tuple[Held, ...]:
-    """Moments of which one is the fullest of a rank, whatever its activations and gradients take.
+    """Moments of which one is the fullest of a rank whose virtual stages are alike, but perhaps for the last.
 
-    Where backward is split: the first input part while most is in flight, and the last one before weight parts
-    begin to make room. Under zbv with fewer than 2p − 1 microbatches the second may hold too many.
+    Where backward is split, what waits for weight parts decides. Of zb: when a weight part first makes room, and
+    a round later. Of zbv: at the first input part, and at the last one before weight parts alone are left; with
+    fewer than 2p − 1 microbatches the second may hold too many.
     """
+    if schedule == "zb":
+        return tuple(_in_rounds(pp, vpp, microbatches, turn) for turn in range(min(vpp, 2)))
     most = in_flight(schedule, pp, vpp, microbatches)
     nothing = np.zeros_like(most)
-    if schedule not in SPLIT_BACKWARD:
+    if schedule != "zbv":
         return (Held(kept=most, unfinished=nothing, gradients=nothing),)
-    first = nothing.copy()
-    first[:, -1] = 1
-    late = _last_of_v(pp, microbatches) if schedule == "zbv" else _last_of_rounds(pp, vpp, microbatches)
-    return Held(kept=most, unfinished=nothing, gradients=_without_first(first)), late
+    return Held(kept=most, unfinished=nothing, gradients=nothing + np.array([0, 1])), _last_of_v(pp, microbatches)
 
 
 def _last_of_v(pp: int, microbatches: int) -> Held:
@@ -178,17 +178,17 @@ def _last_of_v(pp: int, microbatches: int) -> Held:
     return Held(kept=left, unfinished=waiting, gradients=_without_first(gradients))
 
 
-def _last_of_rounds(pp: int, vpp: int, microbatches: int) -> Held:
-    """At the input part that is the rank's number after its first: the weight part of the first one follows."""
+def _in_rounds(pp: int, vpp: int, microbatches: int, turn: int) -> Held:
+    """At the input part that is the rank's number after a turn's first: all of them wait for weight parts."""
     size, _ = round_shape(pp, microbatches)
-    every = vpp * microbatches
-    late = np.minimum(np.arange(pp), every - 1)
+    every, late = vpp * microbatches, np.arange(pp)
+    place = np.minimum(turn * size + late, every - 1)
     ahead = np.array([warmup_chunks("zb", rank, pp, vpp, size) for rank in range(pp)])
-    back = _through(late, size, vpp)[:, ::-1]
+    back, done = (_through(actions, size, vpp)[:, ::-1] for actions in (place, np.maximum(place - late, 0)))
     return Held(
-        kept=_through(np.minimum(ahead + late + 1, every), size, vpp) - back,
-        unfinished=back,
-        gradients=_without_first(_through(late + 1, size, vpp)[:, ::-1]),
+        kept=_through(np.minimum(ahead + place + 1, every), size, vpp) - back,
+        unfinished=back - done,
+        gradients=_without_first(_through(place + 1, size, vpp)[:, ::-1] - done),
     )
 
 
