@@ -179,8 +179,7 @@ def _whole(part: Applied, held: _Waiting) -> None:
 def _input_part(part: Applied, held: _Waiting) -> None:
     """The gradient that the stage before waits for.
 
-    The first stage has none to send: all of it comes later. Where blocks are run again, or torch cannot split it,
-    all of it comes now.
+    The first stage has none to send: all of it comes later. Where torch cannot split it, all of it comes now.
     """
     if part.at_once:
         _whole(part, held)

@@ -118,10 +118,7 @@ class _Stage(PipelineStage):
 
 
 def _whole_backward() -> Callable[[], None]:
-    """What is left for the weights' part of a backward that is not split: nothing.
-
-    A block that is recomputed would be so for either part, and torch 2.11 cannot split ours: both come at once.
-    """
+    """What is left for the weights' part where torch 2.11 cannot split a backward: nothing."""
     return lambda: None
 
 
