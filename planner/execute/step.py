@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,41 +30,26 @@ def run_step(
     applied: Applied,
     microbatches: Sequence[Microbatch],
     *,
-    in_flight: int = 1,
     objective: Objective | None = None,
 ) -> Tensor:
     """Run all microbatches; gradients are then those of the mean loss over all tokens of all ranks.
 
-    At most `in_flight` microbatches have run forward and not backward. Returns that mean on every rank; a
-    stage without head returns zero.
+    Returns that mean on every rank; a stage without head returns zero.
     """
     objective = objective or Objective()
     objective.begin([applied], microbatches)
-    waiting: dict[int, tuple[Tensor, Callable[[Tensor], Tensor]]] = {}
-    for task, number in order_of_work(len(microbatches), in_flight):
-        if task == "forward":
-            waiting[number] = run_forward(applied, microbatches[number], objective)
-        else:
-            applied.sharding.before_backward(last=number == len(microbatches) - 1)
-            root, gradient = waiting.pop(number)
-            with phase("backward"):
-                torch.autograd.backward(root, gradient(root))
-            del root
+    for number, microbatch in enumerate(microbatches):
+        root, gradient = run_forward(applied, microbatch, objective)
+        applied.sharding.before_backward(last=number == len(microbatches) - 1)
+        with phase("backward"):
+            torch.autograd.backward(root, gradient(root))
+        del root
     applied.sharding.finish()
     synchronise(applied.summed)
     mean = objective.finish([applied])
     if mean.divisor is not None:
         divide(applied.stage, mean.divisor)
     return mean.loss
-
-
-def order_of_work(count: int, in_flight: int) -> Iterator[tuple[Literal["forward", "backward"], int]]:
-    """Forwards until enough are in flight, then one backward for each forward, then the rest."""
-    for number in range(count):
-        yield "forward", number
-        if number >= in_flight - 1:
-            yield "backward", number - in_flight + 1
-    yield from (("backward", number) for number in range(max(0, count - in_flight + 1), count))
 
 
 def run_forward(

@@ -109,7 +109,6 @@ def step_errors(
     sequences: int,
     *,
     blocks: dict[str, Recompute] | None = None,
-    in_flight: int = 1,
     as_in_pipeline: bool = False,
     layout: dict[str, Any] | None = None,
 ) -> dict[str, float]:
@@ -119,7 +118,7 @@ def step_errors(
         sharding = dataclasses.replace(applied.sharding, in_pipeline=True)
         sharding.prepare()
         applied = dataclasses.replace(applied, sharding=sharding)
-    loss = run_step(applied, own_microbatches(spec, applied.meshes, sequences), in_flight=in_flight)
+    loss = run_step(applied, own_microbatches(spec, applied.meshes, sequences))
     expected_loss, expected = reference(spec, sequences)
     errors = {"loss": abs(float(loss) - expected_loss) / abs(expected_loss)}
     found = dict(applied.stage.named_parameters())

@@ -87,7 +87,7 @@ def test_selective_recompute_keeps_sums(model: str) -> None:
 
 def test_selective_recompute_with_everything_else() -> None:
     check("unfused", 2, cp=2, recompute="selective")
-    check("llama", 4, tp=2, sp=True, zero=3, recompute="selective", sequences=8, in_flight=2)
+    check("llama", 4, tp=2, sp=True, zero=3, recompute="selective", sequences=8)
 
 
 @pytest.mark.parametrize("zero", [1, 3])
@@ -104,8 +104,8 @@ def test_recompute_block_by_block() -> None:
     check("gpt", 2, zero=3, sequences=4, blocks={"blocks.0": "full", "blocks.1": "selective"})
 
 
-def test_several_microbatches_in_flight() -> None:
-    check("llama", 2, zero=1, sequences=8, in_flight=2)
+def test_several_microbatches() -> None:
+    check("llama", 2, zero=1, sequences=8)
 
 
 @pytest.mark.parametrize("model", ["mixtral", "gpt_oss"])
@@ -141,4 +141,4 @@ def test_latent_attention_over_tensor_parallel_ranks(sp: bool) -> None:
 
 @pytest.mark.parametrize("zero", [0, 1, 3])
 def test_gradients_wait_for_the_end_in_a_pipeline(zero: int) -> None:
-    check("llama", 2, zero=zero, sequences=6, in_flight=2, as_in_pipeline=True)
+    check("llama", 2, zero=zero, sequences=6, as_in_pipeline=True)
