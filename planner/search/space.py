@@ -93,11 +93,8 @@ def space_of(
     `layers` are those of a user's own module, that has no spec; where nobody knows them, vpp is 1 unless fixed.
     """
     ranges = _Ranges(model, workload, gpus, wishes, layers if model is None else model.layers)
-    same = {
-        "attention_dp": 1,
-        "replicas": 1,
-        "recompute": wishes.allowed_recompute[0],
-    }  # by block it is chosen later
+    # what is run again is chosen later, by block: here counts the least of it
+    same = {"attention_dp": 1, "replicas": 1, "recompute": wishes.allowed_recompute[0]}
     judge = _Judge(model=model, workload=workload, gpus=gpus, same=same)
     parts = [judge.judged(degrees, ranges.axes(degrees)) for degrees in ranges.degrees()]
     if not parts:
