@@ -53,11 +53,15 @@ class Sharding:
             root.set_manual_backward_finalization(True)
 
     def after_weights(self) -> None:
-        """Add gradients that a backward of weights alone has made to their sums: no hook of FSDP2 sees it."""
+        """Add gradients that a backward of weights alone has made to their sums: no hook of FSDP2 sees it.
+
+        From torch 2.15 on gradients are summed up where they are made.
+        """
         for group in self._parameter_groups():
             for parameter in group.fsdp_params:
-                parameter.accumulate_unsharded_grad_if_needed()
-                parameter.to_accumulated_grad_if_needed()
+                if hasattr(parameter, "accumulate_unsharded_grad_if_needed"):
+                    parameter.accumulate_unsharded_grad_if_needed()
+                    parameter.to_accumulated_grad_if_needed()
 
     def finish(self) -> None:
         """In a pipeline, reduce gradients and drop gathered weights now that all microbatches are through."""
