@@ -31,5 +31,5 @@ def test_a_slow_network_is_seen_beside_a_fast_node(slow_hosts: Hosts, tmp_path: 
     assert node.bandwidth_gb_per_second > 4 * network.bandwidth_gb_per_second
     assert set(network.collectives["all_reduce"].ranks) == {2, 4}
     broadcast = network.collectives["broadcast"].bandwidth_gb_per_second[0]  # of one rank on each host
-    assert broadcast == pytest.approx(RATE_GB_PER_SECOND, rel=0.35)
+    assert broadcast == pytest.approx(RATE_GB_PER_SECOND, rel=0.6)  # twice the rate would be a fault
     assert "nodes: 2" in profile.environment["ranks"]
