@@ -244,12 +244,11 @@ class BlockActivations:
             if not operator.parameters or not operator.needs_grad or operator.kind == "embedding":
                 continue
             partial = kernels.splits[operator.name].output == "partial"
+            bias_behind = partial and operator.kind == "matmul" and len(operator.parameters) > 1
             for tensor in operator.outputs:
                 whole = self.sizes.bytes(tensor)
                 total = total + (whole if partial else whole / self._ranks(kernels, tensor, set()))
-                if (
-                    partial and operator.kind == "matmul" and len(operator.parameters) > 1
-                ):  # a bias is added to the sum, cut with sp
+                if bias_behind:  # it is added to the sum, cut with sp
                     total = total + np.where(self.layouts.sp, whole / self.layouts.tp, 0.0)
         return total
 

@@ -12,7 +12,7 @@ from planner.cost.ways import Arrangement
 from planner.spec.estimate import Estimate, StepTime
 from planner.spec.graph import Graph
 from planner.spec.hardware import HardwareProfile
-from planner.spec.orders import SPLIT_BACKWARD
+from planner.spec.orders import in_two_parts
 from planner.spec.strategy import Recompute, Strategy
 from planner.spec.workload import TrainWorkload
 
@@ -29,8 +29,7 @@ def training_estimate(
     cost = TrainingCost(graph, profile, workload)
     if strategy.recompute != "auto":
         return _estimate(cost, strategy, cost.alone(strategy))
-    split = strategy.pp > 1 and strategy.schedule in SPLIT_BACKWARD
-    for recompute in _RECOMPUTE[:1] if split else _RECOMPUTE:
+    for recompute in _RECOMPUTE[:1] if in_two_parts(strategy.schedule, strategy.pp) else _RECOMPUTE:
         layout = replace(strategy, recompute=recompute)
         found = _estimate(cost, layout, cost.alone(layout))
         if found.fits:

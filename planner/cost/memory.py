@@ -21,7 +21,7 @@ from planner.cost.stages import StageCounts
 from planner.cost.states import RankStates
 from planner.cost.weights import RankWeights
 from planner.spec.estimate import Memory
-from planner.spec.orders import SPLIT_BACKWARD
+from planner.spec.orders import in_two_parts
 from planner.spec.strategy import Schedule
 from planner.units import GIB
 
@@ -96,7 +96,7 @@ class _RankMemory:
         held, head = self._held(), self.activations[self.stages.blocks[-1]]
         workspace = np.full_like(held, self.pricer.profile.memory.workspace_gib * GIB)
         logits = np.where(states.with_head, head.kept + head.passing, 0.0)
-        split = self.schedule in SPLIT_BACKWARD and self.layouts.pp[0] > 1
+        split = in_two_parts(self.schedule, int(self.layouts.pp[0]))
         left = np.where(states.with_head, head.gradients, 0.0) * split  # behind the loss, for a later weight part
         backward = {
             "activations": held, "recompute": self._most("again"), "other": self._most("passing") + workspace

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from planner.errors import PlannerError
 from planner.spec.orders import Action, Kind, Orders
 
-# what an action adds to the microbatches held, and to those that wait for their weight part
+# what an action adds to the microbatches held
 _HELD = {"F": 1, "B": -1, "I": -1, "W": 0}
 
 

@@ -92,9 +92,8 @@ class Search:
     ) -> None:
         self.space, self.wishes, self.progress = space, wishes, progress
         self.graph, self.workload = graph, workload
-        self.words = wishes.allowed_recompute
         self.choices = choices_of(graph, cut=bool((space.layouts.tp > 1).any()))
-        self.cost = TrainingCost(graph, profile, workload, self.choices.ways(graph, self.words))
+        self.cost = TrainingCost(graph, profile, workload, self.choices.ways(graph, wishes.allowed_recompute))
         self.chain = Chain.of(graph)
         self.capacity = wishes.capacity_bytes(profile.device.memory_bytes) / memory_headroom(
             graph, profile, workload
@@ -189,7 +188,7 @@ class Search:
     def _words(self, layouts: Layouts, group: Ints) -> tuple[Recompute, ...]:
         """What blocks may recompute under candidates that share their stages and schedule."""
         schedule = cast("Schedule", str(layouts.schedule[group[0]]))
-        return self.wishes.recompute_under(schedule) if layouts.pp[group[0]] > 1 else self.words
+        return self.wishes.recompute_under(schedule, int(layouts.pp[group[0]]))
 
     def _others(self, place: int, rows: Ints, costs: Mapping[str, BlockCost]) -> Bools:
         """Candidates that may be better under another assignment than the usual one."""

@@ -123,8 +123,7 @@ def _broken(question: Question, gpus: int) -> str:
 
 def closest(question: Question, space: Space) -> Closest:
     """The least memory of an even pipeline, whether it fits or not."""
-    wishes = question.wishes
-    words = wishes.allowed_recompute
+    wishes, words = question.wishes, question.wishes.allowed_recompute
     choices = choices_of(question.graph)
     cost = TrainingCost(question.graph, question.profile, question.workload, choices.ways(question.graph, words))
     prices = LeastPrices(cost.pricer, choices, space.layouts)
@@ -140,7 +139,7 @@ def closest(question: Question, space: Space) -> Closest:
         tried = [
             replace(strategy, recompute=word)
             for strategy in some
-            for word in (words if strategy.pp == 1 else wishes.recompute_under(strategy.schedule))
+            for word in wishes.recompute_under(strategy.schedule, strategy.pp)
         ]
         device = usual.costs(tried).device_bytes
         place = int(device.argmin())

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from planner.errors import PlannerError
 from planner.spec.model import ModelSpec
-from planner.spec.orders import SPLIT_BACKWARD
+from planner.spec.orders import SPLIT_BACKWARD, in_two_parts
 from planner.spec.strategy import Recompute, Strategy
 from planner.spec.workload import ServeWorkload, TrainWorkload, Workload
 
@@ -337,8 +337,7 @@ def _run_again(c: Case) -> Broken | None:
 
 
 def _word(strategy: Strategy, recompute: str) -> Broken | None:
-    split = strategy.pp > 1 and strategy.schedule in SPLIT_BACKWARD
-    if not split or recompute in ("none", "auto"):
+    if not in_two_parts(strategy.schedule, strategy.pp) or recompute in ("none", "auto"):
         return None
     return Broken("recompute", "zb and zbv run backward in two parts, and a block would run again for either",
                   recompute, "set recompute to none, or schedule to interleaved")  # fmt: skip

@@ -14,7 +14,12 @@ from planner.errors import PlannerError
 from planner.spec.strategy import Schedule
 
 Kind = Literal["F", "B", "I", "W"]  # forward, whole backward, its input part, its weight part
-SPLIT_BACKWARD: tuple[Schedule, ...] = ("zb", "zbv")  # these run it in two parts, so nothing is run again for it
+SPLIT_BACKWARD: tuple[Schedule, ...] = ("zb", "zbv")  # these run it in two parts
+
+
+def in_two_parts(schedule: Schedule, pp: int) -> bool:
+    """Whether a pipeline runs its backward so: then nothing is run again."""
+    return pp > 1 and schedule in SPLIT_BACKWARD
 
 
 class Action(NamedTuple):

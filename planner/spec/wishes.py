@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from planner.errors import PlannerError
 from planner.spec.codec import Bytes, Degree, Range, Seconds, decode, encode, nearest
-from planner.spec.orders import SPLIT_BACKWARD
+from planner.spec.orders import in_two_parts
 from planner.spec.strategy import Overlap, Recompute, Schedule, Strategy
 from planner.spec.yaml_text import Source
 
@@ -141,10 +141,10 @@ class Wishes:
         allowed = (self.fix.schedule,) if self.fix.schedule else self.schedules
         return tuple(word for word in SCHEDULES if word in allowed)
 
-    def recompute_under(self, schedule: Schedule) -> tuple[Recompute, ...]:
+    def recompute_under(self, schedule: Schedule, pp: int) -> tuple[Recompute, ...]:
         """What of the allowed a block may recompute in a pipeline that this schedule runs."""
-        words = self.allowed_recompute
-        return words if schedule not in SPLIT_BACKWARD else tuple(word for word in words if word == "none")
+        split = in_two_parts(schedule, pp)
+        return tuple(word for word in self.allowed_recompute if word == "none" or not split)
 
     def capacity_bytes(self, device_bytes: float) -> float:
         """What the upper end of an estimate's interval may take of a device."""

@@ -43,7 +43,7 @@ def pipelines_of(given: Instance, some: list[Strategy], together: int, capacity:
 
 def words_of(given: Instance, strategy: Strategy) -> tuple[Recompute, ...]:
     """What blocks may run again."""
-    return given.wishes.recompute_under(strategy.schedule) if strategy.pp > 1 else given.wishes.allowed_recompute
+    return given.wishes.recompute_under(strategy.schedule, strategy.pp)
 
 
 def some_pipelines(given: Instance, draw: random.Random, capacity: float) -> tuple[Pipelines, list[Strategy]]:
