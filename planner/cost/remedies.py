@@ -21,7 +21,7 @@ from planner.spec.graph import Graph
 from planner.spec.hardware import HardwareProfile
 from planner.spec.legality import violations
 from planner.spec.model import ModelSpec
-from planner.spec.orders import SPLIT_BACKWARD
+from planner.spec.orders import in_two_parts
 from planner.spec.remedy import Remedy
 from planner.spec.requests import changed_flags
 from planner.spec.strategy import Recompute, Strategy
@@ -56,7 +56,7 @@ class _Search:
 
     def __init__(self, model: ModelSpec | None, cost: TrainingCost, strategy: Strategy) -> None:
         self.model, self.cost, self.strategy = model, cost, strategy
-        most: Recompute = "none" if strategy.schedule in SPLIT_BACKWARD else "full"
+        most: Recompute = "none" if in_two_parts(strategy.schedule, strategy.pp) else "full"
         self.start = replace(
             strategy,
             recompute=most if strategy.recompute == "auto" else strategy.recompute,
@@ -113,7 +113,7 @@ def _changed(strategy: Strategy, model: ModelSpec | None) -> Iterator[Strategy]:
 
 def _changes(s: Strategy, model: ModelSpec | None) -> Iterator[dict[str, Any]]:
     for recompute in _RECOMPUTE[_RECOMPUTE.index(s.recompute) + 1 :] if s.recompute != "auto" else ():
-        yield {"recompute": recompute} | ({"schedule": "interleaved"} if s.schedule in SPLIT_BACKWARD else {})
+        yield {"recompute": recompute} | ({"schedule": "interleaved"} if in_two_parts(s.schedule, s.pp) else {})
     if s.dp * s.cp > 1:
         yield from ({"zero": zero} for zero in range(s.zero + 1, _SHARDED + 1))
     if s.microbatch > 1:
