@@ -6,6 +6,9 @@ bucket and what outlasts the work beside it. *With every block* (FSDP2): paramet
 gradients scattered a block behind; each takes the longer of its computation and its exchange, and what runs beside
 the other slows it. ZeRO-3 gathers in every microbatch, and layers again in backward; ZeRO-1 and 2 gather in the
 first, and ZeRO-1 scatters in the last.
+
+FSDP2 exchanges buffers: gathered parameters are copied out of them, gradients into them, beside nothing. Megatron
+keeps both where they are exchanged.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import numpy as np
 
 from planner.cost.layouts import Bools, Floats, Layouts
 from planner.cost.network import GroupAxis, MeshRows, Network
+from planner.spec.hardware import SoftwareStack
 from planner.spec.workload import TrainWorkload
 
 _MEGATRON_BUCKET_ELEMENTS = 40_000_000  # Megatron's default: the larger of this and a million per rank
 _MEGATRON_BUCKET_PER_RANK = 1_000_000
+_SINGLE = 4.0  # bytes of a number that a shard keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,31 @@ class Exchange:
 
     reduce: Floats
     gather: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """Putting gradients into the buffers of an exchange, and taking parameters out: bytes moved, or seconds."""
+
+    gradients: Floats
+    values: Floats
+
+
+def copies(layouts: Layouts, workload: TrainWorkload, parameters: Floats, *, width: float) -> Copies:
+    """Of so many parameters of a rank, by torch's FSDP2 (`foreach_reduce`, `wait_for_unshard`).
+
+    A gradient is copied into its buffer, and where nothing is scattered divided and copied once more. A shard is
+    cast and copied into what is gathered, and the whole copied out of it; without shards only the cast is left.
+    """
+    if workload.stack == "megatron":
+        return Copies(gradients=np.zeros_like(parameters), values=np.zeros_like(parameters))
+    shards, each = np.maximum(layouts.dp_shard, 1), layouts.gradient_bytes
+    exchanged = layouts.dp * layouts.cp > 1
+    alone = exchanged & (shards == 1)
+    cast = _SINGLE + width
+    values = 2 * width + np.where(alone, cast * (width < _SINGLE), cast / shards)
+    gradients = width + each + np.where(alone, 4 * each, 0.0)
+    return Copies(gradients=parameters * gradients * exchanged, values=parameters * values * exchanged)
 
 
 def with_every_block(layouts: Layouts, workload: TrainWorkload) -> Bools:
@@ -63,6 +93,11 @@ def exchange(
         reduce=np.where(some, np.where(sharded, scattered, reduced), 0.0),
         gather=np.where(some & sharded, gathered, 0.0),
     )
+
+
+def overlaps(layouts: Layouts, software: SoftwareStack) -> Bools:
+    """Whether exchanges run beside computation: where launches wait for one another, nothing does."""
+    return np.asarray(layouts.overlap_dp & (software.blocking == 0.0))
 
 
 def last_share(layouts: Layouts, parameters: Floats, largest_block: Floats, workload: TrainWorkload) -> Floats:

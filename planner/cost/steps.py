@@ -39,8 +39,14 @@ class OnceAStep:
     reduce: Floats
     gather: Floats
     last: Floats  # the share of them that comes first or last and runs beside nothing
+    copies: Floats  # into and out of the buffers that are exchanged
     optimizer: Floats
     overlapped: Bools  # whether the rest runs beside computation, [layout]
+
+    @property
+    def behind(self) -> Floats:
+        """What runs beside nothing on each rank."""
+        return self.copies + self.optimizer
 
     def take(self, rows: Ints) -> OnceAStep:
         """Some of the layouts."""
@@ -52,7 +58,7 @@ class Step:
     """Seconds of a step by what takes them, [layout]."""
 
     pipeline: Floats
-    exposed: Floats  # of the exchanges
+    exposed: Floats  # of the exchanges, with the copies around them
     optimizer: Floats
     pace: Ints  # the rank with the most work
 
@@ -76,8 +82,12 @@ def step(
     given = _stages_last(schedule, work)
     pipeline = flush(schedule, **given, microbatches=microbatches, hop_seconds=work.hop, pp=pp, vpp=vpp)
     exposed = _exposed(work, once, rank_of, microbatches, pipeline.seconds, pp, vpp)
+    last, rows = once.behind.argmax(axis=0), np.arange(once.behind.shape[1])
     return Step(
-        pipeline=pipeline.seconds, exposed=exposed, optimizer=once.optimizer.max(axis=0), pace=pipeline.pace
+        pipeline=pipeline.seconds,
+        exposed=exposed + once.copies[last, rows],
+        optimizer=once.optimizer[last, rows],
+        pace=pipeline.pace,
     )
 
 
@@ -95,7 +105,7 @@ def least_seconds(
     given = _stages_last(schedule, work)
     least = lower_bound_seconds(schedule, **given, microbatches=microbatches, hop_seconds=work.hop, pp=pp, vpp=vpp)
     exposed = _exposed(work, once, rank_of, microbatches, least, pp, vpp)
-    return np.asarray(least + exposed + once.optimizer.max(axis=0))
+    return np.asarray(least + exposed + once.behind.max(axis=0))
 
 
 def put_off(schedule: Schedule, work: StageWork) -> Floats | None:

@@ -242,6 +242,7 @@ class SharedStages:
         if not np.any(by_block & ((layouts.dp * layouts.cp > 1) | (layouts.expert_dp > 1))):
             return result
         slow, slower = self.interference.compute_factor, self.interference.communication_factor
+        beside = data_parallel.overlaps(layouts, self.pricer.software)
         added = []
         for name in self.stages.blocks:
             block, weights = self.blocks[name], self.weights.blocks[name]
@@ -252,15 +253,22 @@ class SharedStages:
                 self.pricer.network, self.meshes, layouts, weights.experts, width=self.pricer.width, experts=True
             )
             gather, reduce = moved.gather + routed.gather, moved.reduce + routed.reduce
-            often, once = np.ones(len(layouts)), 1.0 / layouts.microbatches
-            again = gather * ((layouts.zero == 3) & self.pricer.kernels[name].layer)
+            copies = self._copies(weights.dense + weights.experts)
+            once = 1.0 / layouts.microbatches
+            gathers = np.where(layouts.zero == 3, 1.0, once)  # for each microbatch, as the next two
+            gathers_again = np.where((layouts.zero == 3) & self.pricer.kernels[name].layer, 1.0, 0.0)
+            reduces = np.where(layouts.zero == 1, once, 1.0)
             pairs = (
-                (block.forward_seconds, gather * np.where(layouts.zero == 3, often, once)),
-                (block.backward_seconds, again + reduce * np.where(layouts.zero == 1, once, often)),
+                (block.forward_seconds, gather * gathers, copies.values * gathers),
+                (
+                    block.backward_seconds,
+                    gather * gathers_again + reduce * reduces,
+                    copies.values * gathers_again + copies.gradients * reduces,
+                ),
             )
             shown = [
-                np.where(layouts.overlap_dp, data_parallel.beside(work, moving, slow, slower) - work, moving)
-                for work, moving in pairs
+                np.where(beside, data_parallel.beside(work, moving, slow, slower) - work, moving) + copying
+                for work, moving, copying in pairs
             ]
             added.append([np.where(by_block, seconds, 0.0) for seconds in shown])
         stacked: Floats = np.array(added)  # [block, 2, layout]
@@ -274,6 +282,7 @@ class SharedStages:
         width = self.pricer.width
         moved = data_parallel.exchange(network, self.meshes, layouts, weights.dense, width=width)
         routed = data_parallel.exchange(network, self.meshes, layouts, weights.experts, width=width, experts=True)
+        copies = self._copies(weights.dense + weights.experts)
         last = data_parallel.last_share(
             layouts, weights.dense + weights.experts, weights.largest_block, self.workload
         )
@@ -281,8 +290,18 @@ class SharedStages:
             reduce=np.where(apart, moved.reduce + routed.reduce, 0.0),
             gather=np.where(apart, moved.gather + routed.gather, 0.0),
             last=last,
+            copies=np.where(apart, copies.gradients + copies.values, 0.0),
             optimizer=self._optimizer_seconds(),
-            overlapped=layouts.overlap_dp,
+            overlapped=data_parallel.overlaps(layouts, self.pricer.software),
+        )
+
+    def _copies(self, parameters: Floats) -> data_parallel.Copies:
+        """Seconds for gradients and values of so many parameters."""
+        moved = data_parallel.copies(self.layouts, self.workload, parameters, width=self.pricer.width)
+        device, curve = self.profile.device, self.profile.elementwise
+        return data_parallel.Copies(
+            gradients=np.asarray(elementwise_seconds(device, curve, moved.gradients, kernels=0)),
+            values=np.asarray(elementwise_seconds(device, curve, moved.values, kernels=0)),
         )
 
     def _optimizer_seconds(self) -> Floats:

@@ -166,8 +166,8 @@ class Borders:
             hop=self.table.hop[candidates],
         )
         exchanges = OnceAStep(
-            reduce=once("reduce"), gather=once("gather"), last=once("last"), optimizer=once("optimizer"),
-            overlapped=self.table.layouts.overlap_dp[candidates],
+            reduce=once("reduce"), gather=once("gather"), last=once("last"), copies=once("copies"),
+            optimizer=once("optimizer"), overlapped=self.table.once.overlapped[candidates],
         )  # fmt: skip
         taken = step(
             self.pipelines.schedule,

@@ -158,9 +158,9 @@ class RankTable:
 
     def once_of(self, kinds: Sequence[Kind]) -> OnceAStep:
         """The exchanges of the ranks of a pipeline."""
-        names = ("reduce", "gather", "last", "optimizer")
+        names = ("reduce", "gather", "last", "copies", "optimizer")
         each = {name: np.stack([self.exchanges(kind, name) for kind in kinds]) for name in names}
-        return OnceAStep(**each, overlapped=self.layouts.overlap_dp)
+        return OnceAStep(**each, overlapped=self.once.overlapped)
 
     def option(
         self,

@@ -51,7 +51,7 @@ class Piece:
     backward: float
     gather: float  # exposed, if the rank did not wait for others
     reduce: float
-    optimizer: float
+    optimizer: float  # with the copies around exchanges
     held: tuple[int, ...] = ()  # layers of each kind, where equal ones stand together and there are several kinds
 
 

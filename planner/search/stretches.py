@@ -25,7 +25,7 @@ class Stretch:
     both: Floats  # forward and backward of a microbatch, [candidate]
     gather: Floats  # exposed at either end of a step, if this were the first rank
     reduce: Floats
-    optimizer: Floats
+    optimizer: Floats  # with the copies around exchanges
     alone: Floats  # a step of this rank alone: microbatches, optimizer, host; infinite where it does not fit
 
 
@@ -90,9 +90,9 @@ class Stretches:
         work = StageWork(ahead=option.ahead, back=option.back, weight=option.weight, hop=self.table.hop)
         gather, reduce = exposed_exchanges(work, once)
         both = option.ahead[0] + option.back[0]
-        step = self.table.layouts.microbatches * both + once.optimizer[0] + self.pipelines.host
+        step = self.table.layouts.microbatches * both + once.behind[0] + self.pipelines.host
         return Stretch(
             firsts=firsts, layers=layers, held=self._held(firsts[0], layers), option=option, kind=kind, both=both,
-            gather=gather[0], reduce=reduce[0], optimizer=once.optimizer[0],
+            gather=gather[0], reduce=reduce[0], optimizer=once.behind[0],
             alone=np.where(option.fits, step, np.inf),
         )  # fmt: skip

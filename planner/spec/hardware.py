@@ -168,7 +168,8 @@ class SoftwareStack(Section):
     step_us: Microseconds = 0.0  # per step
     attention_share: Efficiency = 1.0  # of the attention curves' rates, that this stack's kernels reach
     low_precision_share: Efficiency = 1.0  # of the rates of 8-bit and 4-bit products, likewise
-    blocking: Size = 0.0  # where launches wait for the kernel before: their cost over that of others; it adds up
+    # where launches wait for the kernel before, and nothing overlaps: their cost over that of others; it adds up
+    blocking: Size = 0.0
 
 
 def bus_factor(kind: str, ranks: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from planner.cost.data_parallel import beside, exchange, exposed, last_share, with_every_block
+from planner.cost.data_parallel import beside, copies, exchange, exposed, last_share, with_every_block
 from planner.cost.network import MeshRows, Network
 from tests.cost.training_cases import LINK, exact, layouts, workload
 from tests.spec.strategies import STEADY
@@ -55,6 +55,18 @@ def test_experts_have_ranks_of_their_own() -> None:
     reduce, gather = moved({"tp": 2, "dp": 8, "ep": 4}, {"tp": 2, "dp": 8, "ep": 4, "zero": 1}, experts=True)
     assert reduce == pytest.approx([2 * 4 * PARAMETERS * 3 / 4, 4 * PARAMETERS * 3 / 4])
     assert gather == pytest.approx([0.0, 2 * PARAMETERS * 3 / 4])
+
+
+def test_copies_into_and_out_of_buffers() -> None:
+    """Shards of 4: a 16-bit gradient becomes an fp32 one; a quarter is cast and copied, the whole copied out."""
+    rows = layouts({"dp": 4, "zero": 3}, {"dp": 4, "zero": 0}, {})
+    counts = np.full(len(rows), PARAMETERS)
+    found = copies(rows, workload(stack="eager"), counts, width=WIDTH)
+    assert found.gradients.tolist() == [6 * PARAMETERS, (6 + 16) * PARAMETERS, 0.0]
+    assert found.values.tolist() == [(6 / 4 + 4) * PARAMETERS, (6 + 4) * PARAMETERS, 0.0]
+    single = copies(rows, workload(stack="eager"), counts, width=4.0)
+    assert single.values.tolist() == [(8 / 4 + 8) * PARAMETERS, 8 * PARAMETERS, 0.0]
+    assert not copies(rows, workload(stack="megatron"), counts, width=WIDTH).gradients.any()
 
 
 def test_one_rank_exchanges_nothing() -> None:

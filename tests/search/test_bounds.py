@@ -86,10 +86,10 @@ def test_least_seconds_are_below_the_step(seed: int) -> None:
         work = StageWork(
             ahead=ahead, back=back, weight=weight, hop=draw.uniform(0.0, shape.choice((0.01, 1.0)), count)
         )
-        reduce, gather, optimizer = draw.uniform(0.0, 4.0, (3, pp, count))
+        reduce, gather, copies, optimizer = draw.uniform(0.0, 4.0, (4, pp, count))
         once = OnceAStep(
-            reduce=reduce, gather=gather, last=draw.uniform(0.0, 1.0, (pp, count)), optimizer=optimizer,
-            overlapped=draw.random(count) < 0.7,
+            reduce=reduce, gather=gather, last=draw.uniform(0.0, 1.0, (pp, count)), copies=copies,
+            optimizer=optimizer, overlapped=draw.random(count) < 0.7,
         )  # fmt: skip
         keys: Any = {
             "rank_of": ranks_of_stages(pp, vpp, schedule), "pp": pp, "vpp": vpp,

@@ -76,8 +76,8 @@ def seconds_of(given: StageProblem, every: list[tuple[Piece, ...]]) -> Any:
         ahead=rows("forward"), back=rows("backward"), weight=nothing, hop=np.full(len(every), given.hop)
     )
     once = OnceAStep(
-        reduce=rows("reduce"), gather=rows("gather"), last=nothing, optimizer=rows("optimizer"),
-        overlapped=np.zeros(len(every), dtype=np.bool_),
+        reduce=rows("reduce"), gather=rows("gather"), last=nothing, copies=nothing,
+        optimizer=rows("optimizer"), overlapped=np.zeros(len(every), dtype=np.bool_),
     )  # fmt: skip
     found = step(
         given.schedule, work, once, rank_of=np.arange(len(given.pieces)),
