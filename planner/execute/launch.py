@@ -127,7 +127,11 @@ def _environment(records: Path, ranks: int) -> Iterator[None]:
         "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_ENDING_SECONDS),
     }
-    usual = {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    usual = {
+        "OMP_NUM_THREADS": str(max(1, cores // ranks)),
+        "THP_MEM_ALLOC_ENABLE": "1",  # huge pages: new tensors on a CPU cost as much as their copies without
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
     if Path("/sys/class/net", _LOOPBACK).exists():
         usual["GLOO_SOCKET_IFNAME"] = _LOOPBACK
     before = dict(os.environ)

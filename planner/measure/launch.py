@@ -26,6 +26,7 @@ _OTHERS_SECONDS = 2.0  # that the others have to fail too, so that the one that 
 _ENDING_SECONDS = 3.0
 _LOOPBACK = "lo"
 _QUIETLY = {"TORCH_CPP_LOG_LEVEL": "ERROR", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+_HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # as a run has them: new tensors on a CPU then fault a page in 2 MiB
 # a worker finds this package wherever it was imported from, and no modules of the folder that it is started in
 _WORKER = (
     f"import sys; sys.path[:] = [*filter(None, sys.path), {str(Path(__file__).parents[2])!r}]; "
@@ -92,7 +93,7 @@ def _start(request: Request, rank: int, environment: dict[str, str], folder: Pat
             stdin=subprocess.PIPE,  # closes when this process ends, however it ends
             stdout=subprocess.PIPE,
             stderr=file,
-            env={**_QUIETLY, **os.environ, **environment},
+            env={**_QUIETLY, **_HUGE_PAGES, **os.environ, **environment},
             start_new_session=True,  # an interrupt of the terminal reaches this process alone
         )
     return Started(rank, process, errors)

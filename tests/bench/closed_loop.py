@@ -2,6 +2,7 @@
 
 Twelve plans of two processes on the CPU through the command line, as a user would. All are run once before any is
 run again, so that a busy minute of the machine falls on all alike; each counts with the median of its repeats. The
+machine is profiled before the runs and after them, for it may be busier then: a prediction is the mean of both. The
 launch costs refined by the first run alone are judged on the other eleven.
 """
 
@@ -76,7 +77,8 @@ class Case:
     model: str
     layout: str
     folder: Path
-    predicted: float = 0.0
+    before: float = 0.0  # predicted by the profile of then
+    after: float = 0.0
     refined: float = 0.0
     medians: list[float] = dataclasses.field(default_factory=list)  # of each run
 
@@ -84,6 +86,11 @@ class Case:
     def plan(self) -> Path:
         """Its file."""
         return self.folder / "plan.yaml"
+
+    @property
+    def predicted(self) -> float:
+        """By both profiles."""
+        return (self.before + self.after) / 2
 
     @property
     def measured(self) -> float:
@@ -114,7 +121,7 @@ def planned(case: Case, hardware: Path) -> float:
         write_text(spec, dump_yaml(tiny_spec(work.kind, **work.sizes).to_dict()))
     batch = work.global_batch
     fix = LAYOUTS[case.layout].format(batch=batch, half=batch // 2, quarter=batch // 4)
-    output = case.plan if not case.plan.exists() else case.folder / "model" / "refined-plan.yaml"
+    output = case.plan if not case.plan.exists() else case.folder / "model" / "another-plan.yaml"
     asked: dict[str, Any] = {"hardware": hardware, "gpus": 2, "seq-len": work.seq_len, "global-batch": batch}
     flags = [word for key, value in asked.items() for word in (f"--{key}", value)]
     tp_plan("plan", spec, *flags, "--precision", "fp32", "--fix", f"{fix},recompute=none", "-o", output)
@@ -145,6 +152,13 @@ def judged(cases: Sequence[Case], key: str) -> Iterable[str]:
     yield from verdicts({model: [pairs[case] for case in cases if case.model == model] for model in MODELS})
 
 
+def profiled(output: Path, *, thorough: bool) -> Path:
+    """A profile of this machine."""
+    effort = () if thorough else ("--quick",)
+    tp_plan("profile", "--nproc", 2, "--device", "cpu", "--dtype", "fp32", *effort, "-o", output)
+    return output
+
+
 def main() -> None:
     """Print the table and the verdicts."""
     parser = argparse.ArgumentParser()
@@ -154,26 +168,28 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        hardware = given.hardware or folder / "machine.yaml"
-        if given.hardware is None:
-            effort = () if given.thorough else ("--quick",)
-            tp_plan("profile", "--nproc", 2, "--device", "cpu", "--dtype", "fp32", *effort, "-o", hardware)
+        hardware = given.hardware or profiled(folder / "before.yaml", thorough=given.thorough)
         cases = [
             Case(model=model, layout=layout, folder=folder / f"{model}-{layout.replace(' ', '-')}")
             for model in MODELS
             for layout in LAYOUTS
         ]
         for case in cases:
-            case.predicted = planned(case, hardware)
+            case.before = planned(case, hardware)
         for _ in range(given.repeats):
             for case in cases:
                 run(case)
+        later = given.hardware or profiled(folder / "after.yaml", thorough=given.thorough)
+        for case in cases:
+            case.after = planned(case, later)
         refined = folder / "refined.yaml"
         tp_plan("profile", "--from", cases[0].folder / "measured-0.json", "-o", refined)
         for case in cases:
             case.refined = planned(case, refined)
     print("\n".join(table(cases)))
     print(f"noise floor: repeats of one plan lie {statistics.median(case.spread for case in cases):.1%} apart")
+    drift = statistics.median(case.after / case.before - 1.0 for case in cases)
+    print(f"the profile after the runs predicts steps {drift:+.1%} longer than the one before them")
     print("\n".join(judged(cases, "predicted")))
     print(f"launch costs refined by one run of {cases[0].model} {cases[0].layout}, judged on the others:")
     print("\n".join(judged(cases[1:], "refined")))

@@ -53,6 +53,12 @@ def test_rounds_combine_to_the_least_disturbed_one() -> None:
     assert (found.seconds, found.by_rank) == (1.0, (1.1, 2.2))
 
 
+@pytest.mark.parametrize("key", ["all_reduce node 0,1 4096", "p2p node 0,1 4096"])
+def test_rounds_of_ranks_together_combine_to_the_middle_one(key: str) -> None:
+    found = combine({key: [record(key, 1.1), record(key, 9.0, 1), record(key, 1.0, 2)]})[key]
+    assert found.seconds == 1.1
+
+
 def test_a_lone_case_has_the_spread_of_its_own_rounds() -> None:
     """Logarithms 0 and ln 2 have a standard deviation of ln 2 / √2; the median of such is 0.69 of the true one."""
     found = combine({"a": [record("a", 1.0), record("a", 2.0, 1)]})["a"]
