@@ -2,8 +2,8 @@
 
 Twelve plans of two processes on the CPU through the command line, as a user would. All are run once before any is
 run again, so that a busy minute of the machine falls on all alike; each counts with the median of its repeats. The
-machine is profiled before the runs and after them, for it may be busier then: a prediction is the mean of both. The
-launch costs refined by the first run alone are judged on the other eleven.
+machine is profiled before the runs and after them, for it may be busier then: a prediction is the mean of both.
+The launch costs refined by the first run alone are judged on the other eleven.
 """
 
 from __future__ import annotations
