@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 import planner
+from tests.spec.test_measured import RUN
 from tests.test_cli_plan import SHORT, Run, model, run
 
 __all__ = ["model", "run"]  # fixtures
@@ -105,3 +107,25 @@ def test_bad_input(plans: list[str], run: Run, words: list[str], said: str) -> N
     assert (code, out) == (2, "")
     assert said in err
     assert "fix: " in err
+
+
+def test_a_run_refines_the_profile_of_the_plan_beside_it(model: str, run: Run) -> None:
+    Path("best.json").write_text("no plan")
+    Path("a-torn-one.yaml").write_text("version: 1\nmodel: small.yaml\ngpus: {")
+    fix = {"tp": 2, "pp": 1, "zero": 1, "microbatch": 8, "sp": False, "recompute": "none"}
+    plan = planner.plan(model, "dgx-h100", 4, {"seq_len": 256, "global_batch": 32}, fix)
+    plan.save("two.yaml")
+    step = 100.0 * plan.estimate.step_seconds
+    measured = dataclasses.replace(
+        RUN, layout=plan.layout_digest, workload=plan.workload, gpus=4, each_seconds=(step,), settling_steps=0
+    )
+    measured.save("measured.json")
+    code, out, err = run("profile", "--from", "measured.json", "-o", "mine.yaml")
+    assert (code, out) == (0, ""), err
+    slower = json.loads(run("compare", "two.yaml", "measured.json", "--json")[1])["ratio"] - 1
+    assert f"the error of a step goes from {100 * slower:.1f} % to " in err
+    assert "the steps differ by more than launch costs" in err
+    assert planner.load_hardware("mine.yaml").software["eager"].kernel_us > 0
+    code, out, err = run("profile", "--from", "measured.json", "--quick", "--nproc", "2")
+    assert (code, out) == (2, "")
+    assert "leave --nproc, --quick out" in err
