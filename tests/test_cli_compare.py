@@ -11,6 +11,8 @@ import pytest
 import planner
 from tests.spec.test_measured import RUN
 from tests.test_cli_plan import SHORT, Run, model, run
+from tests.test_cli_verify import save_plan
+from tests.tiny import tiny_spec
 
 __all__ = ["model", "run"]  # fixtures
 
@@ -112,12 +114,11 @@ def test_bad_input(plans: list[str], run: Run, words: list[str], said: str) -> N
 def test_a_run_refines_the_profile_of_the_plan_beside_it(model: str, run: Run) -> None:
     Path("best.json").write_text("no plan")
     Path("a-torn-one.yaml").write_text("version: 1\nmodel: small.yaml\ngpus: {")
-    fix = {"tp": 2, "pp": 1, "zero": 1, "microbatch": 8, "sp": False, "recompute": "none"}
-    plan = planner.plan(model, "dgx-h100", 4, {"seq_len": 256, "global_batch": 32}, fix)
-    plan.save("two.yaml")
+    save_plan("two.yaml", tiny_spec("llama", layers=4, max_positions=512), model, {"tp": 2, "microbatch": 4})
+    plan = planner.load_plan("two.yaml")
     step = 100.0 * plan.estimate.step_seconds
     measured = dataclasses.replace(
-        RUN, layout=plan.layout_digest, workload=plan.workload, gpus=4, each_seconds=(step,), settling_steps=0
+        RUN, layout=plan.layout_digest, workload=plan.workload, each_seconds=(step,), settling_steps=0
     )
     measured.save("measured.json")
     code, out, err = run("profile", "--from", "measured.json", "-o", "mine.yaml")
