@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 import planner
+from tests.spec.test_measured import RUN
 from tests.test_cli_plan import SHORT, Run, model, run
+from tests.test_cli_verify import save_plan
+from tests.tiny import tiny_spec
 
 __all__ = ["model", "run"]  # fixtures
 
@@ -105,3 +109,24 @@ def test_bad_input(plans: list[str], run: Run, words: list[str], said: str) -> N
     assert (code, out) == (2, "")
     assert said in err
     assert "fix: " in err
+
+
+def test_a_run_refines_the_profile_of_the_plan_beside_it(model: str, run: Run) -> None:
+    Path("best.json").write_text("no plan")
+    Path("a-torn-one.yaml").write_text("version: 1\nmodel: small.yaml\ngpus: {")
+    save_plan("two.yaml", tiny_spec("llama", layers=4, max_positions=512), model, {"tp": 2, "microbatch": 4})
+    plan = planner.load_plan("two.yaml")
+    step = 100.0 * plan.estimate.step_seconds
+    measured = dataclasses.replace(
+        RUN, layout=plan.layout_digest, workload=plan.workload, each_seconds=(step,), settling_steps=0
+    )
+    measured.save("measured.json")
+    code, out, err = run("profile", "--from", "measured.json", "-o", "mine.yaml")
+    assert (code, out) == (0, ""), err
+    slower = json.loads(run("compare", "two.yaml", "measured.json", "--json")[1])["ratio"] - 1
+    assert f"the error of a step goes from {100 * slower:.1f} % to " in err
+    assert "the steps differ by more than launch costs" in err
+    assert planner.load_hardware("mine.yaml").software["eager"].kernel_us > 0
+    code, out, err = run("profile", "--from", "measured.json", "--quick", "--nproc", "2")
+    assert (code, out) == (2, "")
+    assert "leave --nproc, --quick out" in err

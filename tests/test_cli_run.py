@@ -122,6 +122,7 @@ def test_sigterm_keeps_a_checkpoint_and_ends_the_run(tmp_path: Path) -> None:
     assert code == 143
     assert "--resume" in told
     assert "Traceback" not in told
+    assert "torch/" not in told  # the agent logs nothing
     step = int((tmp_path / "kept" / "latest").read_text().split("-")[1])
     assert step == len(losses(log))
 
@@ -130,6 +131,8 @@ def test_bad_input_is_told_before_any_rank_starts(tmp_path: Path) -> None:
     save_plan(tmp_path / "plan.yaml", tp=2)
     (tmp_path / "odd.bin").write_bytes(b"\0\0\0")
     (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").touch()
     code, out, told = ended(started(tmp_path, "--nproc", "3"))
     assert (code, out) == (2, "")
     assert "the plan is for 2 ranks" in told
@@ -139,6 +142,11 @@ def test_bad_input_is_told_before_any_rank_starts(tmp_path: Path) -> None:
         ({"data": str(tmp_path / "odd.bin")}, "multiple of 2 bytes"),
         ({"checkpoint": str(tmp_path / "file" / "folder")}, "checkpoints can be written"),
         ({"log": str(tmp_path / "none" / "log.jsonl")}, "the file can be written"),
+        ({"log": str(tmp_path)}, "the file can be written"),
+        ({"measured": "/dev/null"}, "the file can be written"),
+        ({"export": str(tmp_path / "full")}, "an export makes a folder of its own"),
+        ({"export": str(tmp_path / "file" / "export")}, "the folder can be made"),
+        ({"nproc": -1}, "-1 ranks\n  fix: start 2"),
         ({"weights": str(tmp_path)}, "config.json"),
         ({"resume": True}, "resumes from a folder"),
         ({"steps": 0}, "at least 1"),

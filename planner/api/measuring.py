@@ -86,7 +86,7 @@ def _opened(given: MeasuredLike, use_cache: bool) -> OpenedPlan:
             "a run is given by its file, beside which its plan stands", remedy="give the path", key="from"
         )
     for path in sorted(Path(given).resolve().parent.glob("*.y*ml")):
-        if is_plan(str(path)) and load_plan(path).layout_digest == run.layout:
+        if _layout_of(path) == run.layout:
             return open_plan(path, use_cache=use_cache)
     raise PlannerError(
         "the plan of a run stands beside its measurements",
@@ -94,3 +94,11 @@ def _opened(given: MeasuredLike, use_cache: bool) -> OpenedPlan:
         remedy="put the plan that ran into the same folder",
         key="from",
     )
+
+
+def _layout_of(path: Path) -> str:
+    """The digest of a plan's layout; of a file that is no sound plan none."""
+    try:
+        return load_plan(path).layout_digest if is_plan(str(path)) else ""
+    except PlannerError:
+        return ""

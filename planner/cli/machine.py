@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import click
 
 from planner.errors import EXIT_ANSWER_IS_NO
@@ -45,6 +47,10 @@ def profile(
     from planner import api
 
     if runs:
+        unread = {"nproc": nproc, "device": device != "auto", "dtype": dtypes, "quick": quick}
+        unread |= {"against": against, "peaks": peaks}
+        if given := [f"--{flag}" for flag, value in unread.items() if value]:
+            raise click.UsageError(f"--from measures nothing: leave {', '.join(given)} out")
         _refine(runs, output, name, as_json)
         return
     found = api.profile(
@@ -82,8 +88,10 @@ def _refine(runs: tuple[str, ...], output: str | None, name: str, as_json: bool)
     if not found.felt:
         note("the steps do not depend on launch costs: nothing was refined")
     else:
-        errors = f"{100 * found.error_before:.1f} % to {100 * found.error_after:.1f} %"
+        errors = f"{100 * math.expm1(found.error_before):.1f} % to {100 * math.expm1(found.error_after):.1f} %"
         note(f"launch costs times {found.factor:.3g}: the error of a step goes from {errors}")
+        if found.at_limit:
+            note("no larger change is tried: the steps differ by more than launch costs, see tp-plan compare")
     if output is not None:
         note(f"wrote {output}")
     if as_json:

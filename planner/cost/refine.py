@@ -18,6 +18,7 @@ LEAST, MOST = 0.25, 4.0  # of the factor: beyond them something else is wrong th
 _SCALED = ("kernel_us", "layer_us", "expert_layer_us", "collective_us", "step_us")
 _STEPS = 20  # of a search that narrows by the golden section: far below a percent
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
+_CLOSE = 1e-3  # to a limit: nearer than the search comes to a factor
 _FELT = 0.01  # of a step: less than that over the whole range, and the steps say nothing about the factor
 
 
@@ -29,6 +30,11 @@ class Refinement:
     error_before: float
     error_after: float
     felt: bool  # whether the steps depend on launch costs at all
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether a factor beyond those that are tried might fit better."""
+        return self.factor <= LEAST * (1.0 + _CLOSE) or self.factor >= MOST * (1.0 - _CLOSE)
 
 
 def fitted_factor(price: Callable[[float], Sequence[float]], measured: Sequence[float]) -> Refinement:

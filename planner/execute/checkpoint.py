@@ -7,11 +7,14 @@ spoils nothing. All nodes share the folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import shutil
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -21,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from planner.errors import PlannerError
-from planner.execute.checkpoint_folder import FACTS, LATEST, UNFINISHED, Facts, latest, name_of
+from planner.execute.checkpoint_folder import FACTS, LATEST, UNFINISHED, Facts, latest, name_of, written
 from planner.execute.checkpoint_items import PartLoadPlanner, Parts, PartSavePlanner
 from planner.execute.failure import RunFailed
 from planner.spec.codec import encode
@@ -46,8 +49,11 @@ class Checkpoints:
     def load(self, facts: Facts, state: Parts) -> None:
         """Fill parts from a checkpoint, under whatever layout it was written."""
         path = self.folder / name_of(facts.step)
+        root = logging.getLogger()
+        level = root.level
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that ranks read different tensors, as they should in a pipeline
+            root.setLevel(logging.CRITICAL)  # torch logs there, with a traceback, what it raises as well
             try:
                 load(
                     dict(state),
@@ -56,9 +62,10 @@ class Checkpoints:
                     process_group=self._group,
                 )
             except CheckpointException as error:
-                raise _cause(
-                    error, f"the checkpoint {path} can be read", "remove it: the one before is whole"
-                ) from None
+                remedy = f"write the name of an earlier one into {self.folder / LATEST}, or give another folder"
+                raise _cause(error, f"the checkpoint {path} can be read", remedy) from None
+            finally:
+                root.setLevel(level)
 
     def save(self, facts: Facts, state: Parts, *, wait: bool = False) -> None:
         """Copy the parts and write them beside the run; the one before is waited for, and so is this if asked."""
@@ -94,7 +101,8 @@ class Checkpoints:
                 process_group=self._group,
             )
             if first:
-                write_text(beside / FACTS, json.dumps(encode(facts)) + "\n")
+                sizes = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
+                write_text(beside / FACTS, json.dumps(encode(replace(facts, files=sizes))) + "\n")
                 _sync(beside)
                 shutil.rmtree(final, ignore_errors=True)
                 beside.rename(final)
@@ -107,13 +115,14 @@ class Checkpoints:
                 shutil.rmtree(beside, ignore_errors=True)  # its space may be what the next one lacks
 
     def _remove_old(self, newest: Path) -> None:
-        whole = sorted(path for path in self.folder.glob("step-*") if path.suffix != UNFINISHED)
-        before = [path for path in whole if path.name < newest.name]
-        for path in before[: max(0, len(before) - self._keep + 1)]:
+        before = [path for path in written(self.folder) if path.name < newest.name]
+        for path in before[self._keep - 1 :]:
             shutil.rmtree(path, ignore_errors=True)
 
     def _told(self, error: BaseException) -> BaseException:
-        facts = self.latest()
+        facts = None
+        with contextlib.suppress(PlannerError):  # the one before may be damaged too
+            facts = self.latest()
         kept = "there is none before it" if facts is None else f"the one of step {facts.step} is whole"
         return _cause(
             error, f"a checkpoint can be written to {self.folder}", f"free space there, then --resume; {kept}"
@@ -137,5 +146,5 @@ def _cause(error: BaseException, rule: str, remedy: str) -> PlannerError:
         return error
     told = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, OSError) and error.strerror:
-        told = error.strerror
+        told = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return RunFailed(rule, value=told, remedy=remedy, key="checkpoint")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from planner.errors import PlannerError
 from planner.spec.codec import Count, decode
 from planner.spec.files import read_text
+from planner.spec.yaml_text import Source
 from planner.units import in_binary_bytes
 
 LATEST = "latest"
@@ -33,23 +34,77 @@ class Facts:
     step: Count  # steps done
     sequences: Count  # read so far: where the data goes on
     seed: Count
+    files: dict[str, Count] = field(default_factory=dict)  # bytes of each; empty where it was not told
 
 
 def latest(folder: Path) -> Facts | None:
     """Of the last whole checkpoint in a folder, if there is one."""
-    named = folder / LATEST
-    if not named.is_file():
+    path = _latest_path(folder)
+    if path is None:
         return None
-    path = folder / read_text(named).strip() / FACTS
+    facts, fault = _told(path)
+    if facts is None:
+        raise _damaged(folder, path, fault)
+    return facts
+
+
+def require_whole(folder: Path) -> None:
+    """Refuse the checkpoint to go on from where a file of it is gone or not as long as it was."""
+    path = _latest_path(folder)
+    fault = _fault(path) if path is not None else ""
+    if path is not None and fault:
+        raise _damaged(folder, path, fault)
+
+
+def written(folder: Path) -> list[Path]:
+    """Checkpoints that were written to their end, the last one first."""
+    return sorted((path for path in folder.glob("step-*") if path.suffix != UNFINISHED), reverse=True)
+
+
+def _latest_path(folder: Path) -> Path | None:
+    """The one that `latest` names. A run may be killed before it names its first: that one is whole as well."""
+    named = folder / LATEST
+    if named.is_file():
+        return folder / (read_text(named).strip() or LATEST)
+    return next(iter(written(folder)), None)
+
+
+def _told(path: Path) -> tuple[Facts | None, str]:
+    """What a checkpoint tells of itself, or why it does not."""
+    file = path / FACTS
     try:
-        return decode(Facts, json.loads(read_text(path)))
-    except ValueError:
-        raise PlannerError(
-            "a checkpoint tells its step",
-            value=f"{path} is no JSON",
-            remedy=f"write the name of a whole checkpoint into {named}",
-            key="checkpoint",
-        ) from None
+        facts = decode(Facts, json.loads(read_text(file)), Source(name=str(file)))
+    except (ValueError, RecursionError):
+        return None, f"{file} is no JSON"
+    except PlannerError as error:
+        return None, error.value if error.key == "file" and error.value else f"{file}: {error.rule}"
+    if path.name != name_of(facts.step):
+        return None, f"{file} is of step {facts.step}"
+    return facts, ""
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with a checkpoint; nothing where it is whole."""
+    facts, fault = _told(path)
+    for name, size in facts.files.items() if facts is not None else ():
+        try:
+            found = (path / name).stat().st_size
+        except OSError as error:
+            return f"{path / name}: {error.strerror}"
+        if found != size:
+            return f"{path / name}: {found:,} of {size:,} bytes"
+    return fault
+
+
+def _damaged(folder: Path, path: Path, fault: str) -> PlannerError:
+    others = (other.name for other in written(folder) if other != path and not _fault(other))
+    whole = next(others, "")
+    return PlannerError(
+        "the checkpoint that a run goes on from is whole",
+        value=fault,
+        remedy=f"write {whole} into {folder / LATEST}" if whole else "give another folder: this one has no other",
+        key="checkpoint",
+    )
 
 
 def require_room(folder: Path, size_bytes: float, *, resume: bool) -> None:
@@ -76,7 +131,7 @@ def require_room(folder: Path, size_bytes: float, *, resume: bool) -> None:
             remedy="free space, or give a folder on a larger disk",
             key="checkpoint",
         )
-    if not resume and (folder / LATEST).exists():
+    if not resume and _latest_path(folder) is not None:
         raise PlannerError(
             "the folder has no checkpoints of another run",
             value=str(folder),

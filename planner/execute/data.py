@@ -199,14 +199,23 @@ def _documents(path: Path) -> list[Tokens]:
 
     try:
         column = arrow.ipc.open_stream(arrow.memory_map(str(path))).read_all().column(_COLUMN)
-        return [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    except (OSError, KeyError, AttributeError, arrow.ArrowException) as error:
-        raise PlannerError(
-            f"a dataset has a column {_COLUMN} of lists of tokens",
-            value=f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            remedy="tokenize it, and save it again",
-            key="data",
-        ) from None
+    except (OSError, KeyError, arrow.ArrowException) as error:
+        raise _untokenized(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    if not arrow.types.is_integer(getattr(column.type, "value_type", column.type)) or column.type.num_fields != 1:
+        raise _untokenized(path, f"one of {column.type}")
+    documents = [chunk.flatten() for chunk in column.chunks]
+    if any(tokens.null_count for tokens in documents):
+        raise _untokenized(path, "some tokens are null")
+    return [tokens.to_numpy() for tokens in documents]
+
+
+def _untokenized(path: Path, value: str) -> PlannerError:
+    return PlannerError(
+        f"a dataset has a column {_COLUMN} of lists of tokens",
+        value=f"{path}: {value}",
+        remedy="tokenize it, and save it again",
+        key="data",
+    )
 
 
 def _dtype(run: TrainingRun, vocab: int) -> str:

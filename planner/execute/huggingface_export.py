@@ -110,18 +110,31 @@ def _config_text(config: Mapping[str, Any], dtypes: set[torch.dtype]) -> str:
     return json.dumps(written, indent=2, sort_keys=True) + "\n"
 
 
+def require_new(folder: Path) -> None:
+    """Refuse a folder that an export could not make."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PlannerError(
+            "an export makes a folder of its own",
+            value=f"{folder} is there already",
+            remedy="give the name of a new folder",
+            key="output",
+        )
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise PlannerError(
+            "the folder can be made",
+            value=f"{folder}: {above} is {'not to be written to' if above.is_dir() else 'a file'}",
+            remedy="give a folder in one that can be written to",
+            key="output",
+        )
+
+
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """A folder beside, which takes the name at the end."""
     partial = folder.parent / f".{folder.name[:50]}.{secrets.token_hex(8)}.part"
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise PlannerError(
-                "an export makes a folder of its own",
-                value=f"{folder} is there already",
-                remedy="give the name of a new folder",
-                key="output",
-            )
+        require_new(folder)
         partial.mkdir(parents=True)
         yield partial
         for file in partial.iterdir():

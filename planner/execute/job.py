@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from planner.errors import PlannerError
-from planner.execute.checkpoint_folder import latest, require_resumable, require_room
+from planner.execute.checkpoint_folder import latest, require_resumable, require_room, require_whole
 from planner.execute.data import TrainingData, open_data
 from planner.spec.files import read_text
 from planner.spec.huggingface_config import config_from_spec
@@ -116,15 +116,13 @@ def require_places(job: Job) -> None:
     """
     weights_source(job)
     if job.run.export:
+        from planner.execute.huggingface_export import require_new
+
         export_config(job)
-    for key, path in (("log", Path(job.run.log or ".")), ("measured", job.measured_path)):
-        if not os.access(path.parent, os.W_OK) or (path.is_dir() and key != "log"):
-            raise PlannerError(
-                "the file can be written",
-                value=str(path),
-                remedy="give a file in a folder that exists and can be written to",
-                key=key,
-            )
+        require_new(Path(job.run.export))
+    if job.run.log:
+        _require_file("log", Path(job.run.log))
+    _require_file("measured", job.measured_path)
     folder = job.checkpoint_folder
     if folder is None:
         return
@@ -136,6 +134,7 @@ def require_places(job: Job) -> None:
     facts = latest(folder) if job.run.resume else None
     if facts is None:
         return
+    require_whole(folder)
     require_resumable(facts, model=job.model_digest, optimizer=job.workload.optimizer, seed=job.run.seed)
     if facts.step >= job.run.steps:
         raise PlannerError(
@@ -143,4 +142,16 @@ def require_places(job: Job) -> None:
             value=f"--steps {job.run.steps}",
             remedy="give more --steps",
             key="steps",
+        )
+
+
+def _require_file(key: str, path: Path) -> None:
+    """Refuse a file that could not be written. Measurements are read again: no pipe or device keeps them."""
+    unfit = path.is_dir() or (key == "measured" and path.exists() and not path.is_file())
+    if unfit or not os.access(path.parent, os.W_OK):
+        raise PlannerError(
+            "the file can be written",
+            value=str(path),
+            remedy="give a file in a folder that exists and can be written to",
+            key=key,
         )

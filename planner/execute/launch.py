@@ -135,13 +135,21 @@ def _environment(records: Path, ranks: int) -> Iterator[None]:
     if Path("/sys/class/net", _LOOPBACK).exists():
         usual["GLOO_SOCKET_IFNAME"] = _LOOPBACK
     before = dict(os.environ)
-    quiet = logging.getLogger("torch.distributed.elastic")
-    level = quiet.level
+    quiet = {logger: logger.level for logger in _agent_loggers()}
     os.environ.update({**{key: value for key, value in usual.items() if key not in before}, **changed})
-    quiet.setLevel(logging.CRITICAL)
+    for logger in quiet:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        quiet.setLevel(level)
+        for logger, level in quiet.items():
+            logger.setLevel(level)
         os.environ.clear()
         os.environ.update(before)
+
+
+def _agent_loggers() -> list[logging.Logger]:
+    """Those of torchrun's agent: some have a level of their own, which that of their parent does not change."""
+    name = "torch.distributed.elastic"
+    below = [found for found in logging.root.manager.loggerDict if found.startswith(f"{name}.")]
+    return [logging.getLogger(found) for found in (name, *below)]

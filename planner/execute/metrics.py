@@ -157,16 +157,18 @@ def watched(steps: int, first: int, *, quiet: bool) -> Iterator[Reader]:
         yield Lines(steps)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        MofNCompleteColumn(),
-        BarColumn(bar_width=16),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bar:
+    with bar_on(Console(stderr=True, highlight=False)) as bar:
         yield Bar(bar, bar.add_task("", total=steps, completed=first))
+
+
+def bar_on(console: Any) -> Any:
+    """Steps done, when the last one will be, and words that go on below where the terminal is narrow."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    words = TextColumn("{task.description}", table_column=Column(ratio=1))
+    return Progress(MofNCompleteColumn(), BarColumn(bar_width=16), TimeRemainingColumn(), words, console=console)
 
 
 def told(metrics: StepMetrics) -> str:

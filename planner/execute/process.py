@@ -65,7 +65,7 @@ def require_ranks(plan: Plan, ranks: int) -> None:
         raise PlannerError(
             f"the plan is for {plan.gpus} ranks ({plan.strategy.label})",
             value=f"{ranks} ranks",
-            remedy=f"start {plan.gpus}, or plan with --gpus {ranks}",
+            remedy=f"start {plan.gpus}" + (f", or plan with --gpus {ranks}" if ranks > 0 else ""),
             key="gpus",
         )
 

@@ -147,13 +147,7 @@ class Training:
         runner.zero_grad()
         value = float(loss)
         seconds = time.perf_counter() - started
-        if not math.isfinite(value):
-            raise RunFailed(
-                "the loss is a number",
-                value=f"{value} at step {self.step + 1}",
-                remedy="lower --lr, lengthen --warmup, or look at the data of that step",
-                key="loss",
-            )
+        require_finite(value, norm, self.step + 1)
         self.step += 1
         self.sequences += work.global_batch
         self.seconds.append(seconds)
@@ -274,6 +268,18 @@ class Training:
             first_loss=self.losses[0],
             last_loss=self.losses[-1],
         ).save(self.job.measured_path)
+
+
+def require_finite(loss: float, norm: float | None, step: int) -> None:
+    """End a run whose weights are no numbers any more, before a checkpoint keeps them."""
+    for what, key, value in (("loss", "loss", loss), ("norm of the gradients", "clip", norm)):
+        if value is not None and not math.isfinite(value):
+            raise RunFailed(
+                f"the {what} is a number",
+                value=f"{value} at step {step}",
+                remedy="lower --lr, lengthen --warmup, or look at the data of that step",
+                key=key,
+            )
 
 
 def stage_of(strategy: Strategy, rank: int) -> int:

@@ -11,6 +11,8 @@ from planner.spec.estimate import Interval
 from planner.spec.measured import Measured
 from planner.spec.plan import Plan
 
+_ROUNDING = 1e-9  # of a step: a part of no more is what is left of a difference
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartComparison:
@@ -87,7 +89,7 @@ def compare_run(plan: Plan, measured: Measured) -> RunComparison:
     parts = [
         PartComparison(part=name, predicted_seconds=seconds, measured_seconds=measured.parts.get(name))
         for name, seconds in predicted.items()
-        if seconds or name in measured.parts
+        if seconds > _ROUNDING * estimate.step_seconds or name in measured.parts
     ]
     parts += [
         PartComparison(part=name, predicted_seconds=0.0, measured_seconds=seconds)

@@ -50,7 +50,7 @@ class TrainingRun:
     def from_flags(cls, given: Mapping[str, Any]) -> TrainingRun:
         """A run from flags, `None` where one was left out; a `min_lr` that was left out is a tenth of `lr`."""
         told = {key: value for key, value in given.items() if value is not None}
-        if "lr" in told and "min_lr" not in told and isinstance(told["lr"], float):
+        if "lr" in told and "min_lr" not in told and isinstance(told["lr"], int | float):
             told["min_lr"] = told["lr"] / 10
         return decode(cls, told)
 

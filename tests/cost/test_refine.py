@@ -22,12 +22,15 @@ def test_the_factor_behind_the_steps_is_found(true: float) -> None:
     assert found.factor == pytest.approx(true, rel=1e-3)
     assert found.error_after < 1e-4
     assert found.felt
+    assert not found.at_limit
 
 
 def test_a_factor_has_its_limits() -> None:
     found = fitted_factor(steps, [30.0, 30.0])
     assert found.factor == pytest.approx(MOST, rel=1e-3)
     assert found.error_before > found.error_after > math.log(10.0)
+    assert found.at_limit
+    assert fitted_factor(steps, [1e-3, 1e-3]).at_limit
 
 
 def test_steps_that_do_not_depend_on_launches_change_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,17 +10,35 @@ from pathlib import Path
 import pytest
 
 from planner.errors import PlannerError
-from planner.execute.checkpoint_folder import Facts, latest, require_resumable, require_room
+from planner.execute.checkpoint_folder import (
+    Facts,
+    latest,
+    require_resumable,
+    require_room,
+    require_whole,
+)
 from planner.execute.metrics import Log, StepMetrics
 from planner.spec.codec import encode
 
-FACTS = Facts(model="m", layout="l", optimizer="adamw", step=7, sequences=56, seed=1)
+FACTS = Facts(
+    model="m",
+    layout="l",
+    optimizer="adamw",
+    step=7,
+    sequences=56,
+    seed=1,
+    files={"__0_0.distcp": 5, ".metadata": 3},
+)
 
 
-def keep(folder: Path, facts: Facts) -> None:
-    (folder / "step-00000007").mkdir(parents=True)
-    (folder / "step-00000007" / "run.json").write_text(json.dumps(encode(facts)))
-    (folder / "latest").write_text("step-00000007\n")
+def keep(folder: Path, facts: Facts) -> Path:
+    path = folder / f"step-{facts.step:08d}"
+    path.mkdir(parents=True)
+    for name, size in facts.files.items():
+        (path / name).write_bytes(b"1" * size)
+    (path / "run.json").write_text(json.dumps(encode(facts)))
+    (folder / "latest").write_text(f"{path.name}\n")
+    return path
 
 
 def test_what_was_cut_short_goes_and_the_whole_one_stays(tmp_path: Path) -> None:
@@ -29,6 +48,46 @@ def test_what_was_cut_short_goes_and_the_whole_one_stays(tmp_path: Path) -> None
     require_room(tmp_path, 1.0, resume=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000007"]
     assert latest(tmp_path) == FACTS
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("step-00000007/__0_0.distcp", "123", "__0_0.distcp: 3 of 5 bytes"),
+        ("step-00000007/.metadata", None, ".metadata: No such file"),
+        ("step-00000007/run.json", None, "run.json: No such file"),
+        ("step-00000007/run.json", '{"version": 1, "mo', "run.json is no JSON"),
+        ("step-00000007/run.json", "{}", "run.json: the key model is required"),
+        ("latest", "step-00000009", "step-00000009/run.json: No such file"),
+        ("latest", "", "run.json: "),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_the_whole_one_before_named(
+    tmp_path: Path, file: str, content: str | None, said: str
+) -> None:
+    keep(tmp_path, dataclasses.replace(FACTS, step=3))
+    keep(tmp_path, dataclasses.replace(FACTS, step=5, files={"gone": 1}))
+    (tmp_path / "step-00000005" / "gone").unlink()
+    keep(tmp_path, FACTS)
+    require_whole(tmp_path)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(PlannerError, match="goes on from is whole") as caught:
+        require_whole(tmp_path)
+    assert said in str(caught.value)
+    whole = "step-00000007" if file == "latest" else "step-00000003"
+    assert caught.value.remedy == f"write {whole} into {tmp_path / 'latest'}"
+    assert caught.value.exit_code == 2
+
+
+def test_a_run_killed_before_it_named_its_first_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
+    keep(tmp_path, FACTS)
+    (tmp_path / "latest").unlink()
+    assert latest(tmp_path) == FACTS
+    with pytest.raises(PlannerError, match="another run"):
+        require_room(tmp_path, 1.0, resume=False)
 
 
 def test_a_folder_that_will_not_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

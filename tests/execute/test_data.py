@@ -96,3 +96,23 @@ def test_a_dataset_folder_is_one_run_of_tokens(tmp_path: Path) -> None:
     assert rows == [[0, 1, 2, 3, 4, 5, 6, 7], [8, 0, 1, 2, 3, 4, 5, 6]]
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": files, "_indices_files": [{}]}))
     assert "flatten_indices" in refusal(tmp_path, length=8)
+
+
+@pytest.mark.parametrize(
+    ("lists", "said"),
+    [
+        ([[1, None, 2]], "some tokens are null"),
+        ([[0.5]], "one of list<"),
+        ([["a"]], "one of list<"),
+        ([1], "int64"),
+    ],
+)
+def test_a_dataset_without_lists_of_whole_numbers_is_refused(
+    tmp_path: Path, lists: list[object], said: str
+) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"input_ids": arrow.array(lists)})
+    with arrow.ipc.new_stream(str(tmp_path / "0.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "0.arrow"}]}))
+    assert said in refusal(tmp_path)

@@ -1,10 +1,14 @@
-"""A run's steps: a rank that waits for others is watched."""
+"""A run's steps: a rank that waits for others is watched, and weights that are no numbers end it."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
 
+import pytest
+
+from planner.execute.failure import RunFailed
+from planner.execute.train import require_finite
 from tests.execute.training import plan_for, watched_reductions
 from tests.execute.world import run_world
 from tests.tiny import tiny_spec
@@ -15,3 +19,16 @@ def test_a_rank_is_watched_while_it_hears_whether_to_go_on(tmp_path: Path) -> No
     for watched in run_world(2, functools.partial(watched_reductions, plan, tmp_path, steps=2)):
         assert len(watched) >= 2, "each of two steps ends with the ranks' word whether to go on"
         assert all(watched)
+
+
+def test_weights_that_are_no_numbers_end_a_run_before_they_are_kept() -> None:
+    require_finite(2.0, 1.0, 3)
+    require_finite(2.0, None, 3)
+    for loss, norm, said in (
+        (float("nan"), 1.0, "the loss is"),
+        (2.0, float("inf"), "the norm of the gradients is"),
+    ):
+        with pytest.raises(RunFailed, match=f"{said} a number") as caught:
+            require_finite(loss, norm, 3)
+        assert "at step 3" in str(caught.value)
+        assert caught.value.exit_code == 1

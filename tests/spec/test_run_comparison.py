@@ -14,7 +14,9 @@ from planner.units import GIB
 from tests.report.plans import made_up_plan
 from tests.spec.test_measured import RUN
 
-PLAN = made_up_plan(model="gpt2", step={"matmul": 1.5, "dp": 0.25}, gib=40.0, strategy={"dp": 2}, gpus=2)
+PLAN = made_up_plan(
+    model="gpt2", step={"matmul": 1.5, "dp": 0.25, "bubble": 1e-18}, gib=40.0, strategy={"dp": 2}, gpus=2
+)
 MEASURED = replace(
     RUN,
     layout=PLAN.layout_digest,

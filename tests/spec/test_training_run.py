@@ -27,6 +27,7 @@ def test_each_rank_gets_what_was_asked(flags: dict[str, object]) -> None:
 
 def test_the_cosine_ends_at_a_tenth_unless_told() -> None:
     assert TrainingRun.from_flags({"lr": 1.0, "min_lr": None}).min_lr == 0.1
+    assert TrainingRun.from_flags({"lr": 1}).min_lr == 0.1
 
 
 @pytest.mark.parametrize(
