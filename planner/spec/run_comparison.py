@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 from planner.errors import PlannerError
 from planner.spec.codec import Bytes, Count, Degree, Seconds, encode
 from planner.spec.estimate import Interval
-from planner.spec.measured import Measured
+from planner.spec.measured import Measured, stack_mismatch
 from planner.spec.plan import Plan
+from planner.spec.workload import Stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,9 @@ class RunComparison:
     device: str
     gpus: Degree
     label: str
+    planned_stack: Stack
+    run_stack: Stack
+    mismatch: str  # in words, where the two stacks differ
     predicted_seconds: Seconds
     interval: Interval
     measured_seconds: Seconds
@@ -109,6 +113,9 @@ def compare_run(plan: Plan, measured: Measured) -> RunComparison:
         device=measured.device,
         gpus=measured.gpus,
         label=measured.strategy.label,
+        planned_stack=plan.workload.stack,
+        run_stack=measured.stack,
+        mismatch=stack_mismatch(plan.workload.stack, measured.stack),
         predicted_seconds=estimate.step_seconds,
         interval=estimate.uncertainty.step_seconds,
         measured_seconds=measured.step_seconds,
