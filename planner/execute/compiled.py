@@ -95,7 +95,10 @@ def require_compiler(device: str) -> None:
 
 @contextmanager
 def waiting_for_compilers() -> Iterator[None]:
-    """Ranks wait long for one another: they compile at different speeds, and a stage while the others wait."""
+    """Ranks wait long for one another: they compile at different speeds, and a stage while the others wait.
+
+    NCCL heeds this. gloo keeps the timeouts that its groups were made with: half an hour, and what `join` gives.
+    """
     before = [(backend, backend.options._timeout) for backend in _backends()]
     for backend, usual in before:
         backend._set_default_timeout(max(usual, datetime.timedelta(seconds=COMPILING_SECONDS)))

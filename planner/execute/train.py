@@ -60,7 +60,7 @@ def _run(asked: RankArguments, record: Record) -> int:
     record.stage = stage_of(job.plan.strategy, placed.rank)
     if job.run.compile and RECORDS not in os.environ:
         require_compiler(placed.device.type)
-    join(placed)
+    join(placed, compiles=job.run.compile)
     if RECORDS not in os.environ and placed.rank == 0:  # else whoever started the ranks has looked
         require_places(job)
     if RECORDS not in os.environ and spread_over_hosts():
