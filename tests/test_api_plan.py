@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from planner.spec.strategy import Overlap
 from planner.spec.wishes import Fix, Wishes
 from planner.spec.yaml_text import dump_yaml
 from planner.units import GIB
+from tests.spec.test_measured import RUN
 from tests.tiny import tiny_spec
 
 WORK = {"seq_len": 256, "global_batch": 32}
@@ -308,3 +310,16 @@ def test_comparing_in_python(model: str, tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text().lower().startswith("<!doctype html")
     with pytest.raises(planner.PlannerError):
         planner.compare([])
+
+
+@pytest.mark.parametrize(("stack", "compiled"), [("eager", True), ("compiled", False)])
+def test_a_profile_is_not_refined_by_a_run_of_other_software(
+    model: str, tmp_path: Path, stack: str, compiled: bool
+) -> None:
+    plan = planner.plan(model, "dgx-h100", 2, workload={**WORK, "stack": stack}, fix={"dp": 2})
+    plan.save(tmp_path / "plan.yaml")
+    run = dataclasses.replace(RUN, layout=plan.layout_digest, workload=plan.workload, compiled=compiled)
+    run.save(tmp_path / "measured.json")
+    with pytest.raises(planner.PlannerError, match="refined by runs of it") as caught:
+        api.refine([tmp_path / "measured.json"])
+    assert f"plan with --stack {'compiled' if compiled else 'eager'}" in caught.value.remedy

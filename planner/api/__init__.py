@@ -107,16 +107,18 @@ def parallelize(
     loss_fn: LossFunction | None = None,
     device: Any = None,
     seed: int = 0,
+    compile: bool = False,  # noqa: A002 - as the flag is called
 ) -> Runner:
     """A model spread over the ranks of the running world as its plan says; `runner.step(batch)` trains it.
 
     `loss_fn(output, batch)` gives a sum over tokens and their number; without it the loss is cross-entropy of the
-    batch's labels. A model on the meta device gets values drawn by path and seed, whatever the layout.
+    batch's labels. A model on the meta device gets values drawn by path and seed, whatever the layout. With
+    `compile` each block runs through torch.compile.
     """
     from planner.execute import runner
 
     chosen = plan if isinstance(plan, Plan) else load_plan(plan)
-    return runner.parallelize(model, chosen, loss_fn=loss_fn, device=device, seed=seed)
+    return runner.parallelize(model, chosen, loss_fn=loss_fn, device=device, seed=seed, compile=compile)
 
 
 def estimate(

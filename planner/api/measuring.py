@@ -52,6 +52,13 @@ def refine(
                 remedy="give runs of one profile",
                 key="from",
             )
+    for run in (run for _, run in runs if run.stack != stack):
+        raise PlannerError(
+            "launch costs of a software stack are refined by runs of it",
+            value=f"planned for stack {stack}, run {run.stack}",
+            remedy=f"plan with --stack {run.stack} and run that plan" + " with --compile" * run.compiled,
+            key="from",
+        )
 
     def price(factor: float) -> list[float]:
         profile = with_launch_costs(first.profile, stack, factor)

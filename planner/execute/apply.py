@@ -1,4 +1,4 @@
-"""A strategy applied to a stage: split, spread, recompute, shard, in this order."""
+"""A strategy applied to a stage: split, spread, recompute, compile, shard, in this order."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def apply_strategy(
     *,
     recompute: Mapping[str, Recompute] | None = None,
     precision: Precision = "bf16",
+    compiled: bool = False,
 ) -> Applied:
     """Change a stage in place. `splits` and `recompute` are by path pattern, as a plan has them.
 
@@ -66,7 +67,7 @@ def apply_strategy(
     spread_over_context(stage, meshes.cp)
     drop_by_head(stage, meshes, lambda path: meshes.tp.size > 1 and _by_heads(splits, stage.plan_path(path)))
     choices = _recompute_by_layer(stage, meshes, recompute)
-    recompute_blocks(stage, choices)
+    recompute_blocks(stage, choices, compiled=compiled)
     head = lookup(splits, "head.projection") if strategy.tp > 1 else None
     return Applied(
         stage=stage,

@@ -98,6 +98,7 @@ class _Spread:
             out = out + shared
         return out
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # how many rows arrive is known when they do
     def _through_experts(self, rows: Tensor, expert: Tensor, counts: Tensor) -> Tensor:
         """Rows [n, hidden], sorted by expert, to their experts and back in the same order."""
         if self.ep.size == 1:

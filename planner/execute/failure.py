@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -99,9 +100,15 @@ class Record:
         self.step, self.module, self.phase = step, "", "setup"
         self._write()
 
-    def follow(self, module: nn.Module) -> None:
-        """Keep the module whose forward runs. Hooks only look: neither values nor gradients change."""
+    def follow(self, module: nn.Module, closed: Collection[nn.Module] = ()) -> None:
+        """Keep the module whose forward runs. Hooks only look: neither values nor gradients change.
+
+        Within `closed` modules, which a compiler sees as a whole, none are followed.
+        """
+        inside = {part for each in closed for part in each.modules() if part is not each}
         for path, part in module.named_modules():
+            if part in inside:
+                continue
             parent = path.rpartition(".")[0]
             part.register_forward_pre_hook(lambda _, __, path=path: self._enter(path))
             part.register_forward_hook(lambda _, __, ___, path=parent: self._enter(path))
@@ -235,6 +242,7 @@ def _place(frame: FrameType | None) -> tuple[str, bool]:
 
 
 def _report(where: Where, error: BaseException) -> Report:
+    compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
     while error.__cause__ is not None and not isinstance(error, PlannerError):
         error = error.__cause__  # torch's pipelines wrap what a stage raises
     told = str(error).strip().splitlines()
@@ -249,6 +257,9 @@ def _report(where: Where, error: BaseException) -> Report:
         kind = "memory"
         rule, value = "a rank ran out of memory", f"{where.told}: {value}{_peak()}"
         remedy = "plan with --memory-margin, a smaller --microbatch or --zero 3; tp-plan explain shows its memory"
+    elif compiler:
+        rule, value = "torch.compile makes kernels of each block", f"{where.told}: {value}"
+        remedy = "run without --compile, or see with -v what it could not compile"
     elif isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)):
         kind = "peer"
         rule, value = "a rank lost the others", f"{where.told}: {_SOURCE_PLACE.sub('', told[0])}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from planner.errors import PlannerError
 from planner.execute.checkpoint_folder import latest, require_resumable, require_room, require_whole
+from planner.execute.compiled import require_compilable
 from planner.execute.data import TrainingData, open_data
 from planner.spec.files import read_text
 from planner.spec.huggingface_config import config_from_spec
@@ -78,6 +79,8 @@ def open_job(path: Path, run: TrainingRun) -> Job:
             key="precision",
         )
     require_legal(spec, workload, plan.strategy, plan.gpus)
+    if run.compile:
+        require_compilable(plan, spec)
     data = open_data(run, vocab=spec.vocab, length=workload.seq_len)
     return Job(path=path, plan=plan, spec=spec, workload=workload, model_digest=digest, data=data, run=run)
 

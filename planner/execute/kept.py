@@ -8,6 +8,7 @@ buffers around, so a collective is kept here instead: the sum itself, not the su
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +29,7 @@ _ATTENTION = (
     "planner::attention",
     "planner::fused_attention",
 )
+_SUMS = ("all_reduce", "reduce_scatter")
 _KNOWN = frozenset((*_PRODUCTS, *_ATTENTION))
 
 
@@ -88,6 +90,19 @@ def selective_contexts(products: int, *, needs_last: bool) -> tuple[Any, Any]:
     kept = _Kept(products, needs_last=needs_last)
     first, second = create_selective_checkpoint_contexts(kept.policy)
     return kept.running(_Heavy(first), again=False), _second(kept, _Heavy(second))
+
+
+def compiled_contexts() -> Any:
+    """The same for torch.compile, which keeps nothing that backward does not read: whose operators these are."""
+    numbers = itertools.count()  # of products, as torch traces the block
+
+    def policy(_: Any, operator: Any, *args: Any, **__: Any) -> CheckpointPolicy:
+        name = operator.name()
+        save = name in _ATTENTION or (name == "planner::exchange" and args[1] in _SUMS)
+        save = save or (name in _PRODUCTS and next(numbers) % 2 == 0)
+        return CheckpointPolicy.MUST_SAVE if save else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
 
 
 class _Heavy(TorchDispatchMode):

@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from planner.errors import PlannerError
+from planner.execute.compiled import require_compiler
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, RunFailed, read_report, read_where
 from planner.execute.job import Job, open_job, require_places
 from planner.execute.process import device_kind, require_ranks
@@ -48,8 +49,10 @@ def launch(asked: RankArguments, nproc: int = 0) -> Measured:
     """
     job = open_job(Path(asked.plan), asked.run)
     require_ranks(job.plan, nproc or job.plan.gpus)
-    device_kind(job.run.device, job.plan.gpus)
+    device = device_kind(job.run.device, job.plan.gpus)
     require_places(job)
+    if job.run.compile:
+        require_compiler(device)
     with tempfile.TemporaryDirectory(prefix="tp-plan-run-") as folder, _environment(Path(folder), job.plan.gpus):
         _follow(asked, job, Path(folder))
     return load_measured(job.measured_path)

@@ -26,6 +26,7 @@ class Peers:
     group: dist.ProcessGroup | None
     rank: int
     size: int
+    name: str = ""  # of the group
 
 
 ALONE = Peers(None, 0, 1)
@@ -186,7 +187,9 @@ def _ends(ranks: torch.Tensor, strategy: Strategy, *, tied: bool) -> Peers:
 def _peers_in(groups: list[list[int]]) -> Peers:
     own = next(group for group in groups if dist.get_rank() in group)
     group, _ = dist.new_subgroups_by_enumeration(groups)
-    return ALONE if len(own) == 1 else Peers(group, own.index(dist.get_rank()), len(own))
+    if len(own) == 1 or group is None:
+        return ALONE
+    return Peers(group, own.index(dist.get_rank()), len(own), group.group_name)
 
 
 def _axes_of(mesh: DeviceMesh, strategy: Strategy) -> dict[str, CollectiveAxis]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import _resolve_process_group
 
 from planner.execute.kept import kept_sum
 from planner.execute.mesh import Peers
@@ -57,6 +58,8 @@ def move(x: Tensor, have: Layout, want: Layout, peers: Peers) -> Tensor:
     if have == want:
         return x
     if have == "partial":
+        if torch.compiler.is_compiling():  # which keeps sums by the name of the operator
+            return _reduced(x, peers) if want == "replicate" else reduce_scatter(x, _DIMS[want], peers)
         if want == "replicate":
             return kept_sum(lambda: _reduced(x, peers))
         return kept_sum(lambda: reduce_scatter(x, _DIMS[want], peers))
@@ -69,6 +72,9 @@ def move(x: Tensor, have: Layout, want: Layout, peers: Peers) -> Tensor:
 
 
 def _reduced(x: Tensor, peers: Peers) -> Tensor:
+    """The sum over ranks, in place where x owns its memory."""
+    if torch.compiler.is_compiling():
+        return _as_operator(x, "all_reduce", 0, 0, peers)
     x = x.clone() if x._is_view() else x.contiguous()
     dist.all_reduce(x, group=peers.group)
     return x
@@ -82,6 +88,8 @@ def own_part(x: Tensor, dim: int, peers: Peers) -> Tensor:
 
 def all_gather(x: Tensor, dim: int, peers: Peers) -> Tensor:
     """The pieces of all ranks, joined along a dim."""
+    if torch.compiler.is_compiling():
+        return _as_operator(x, "all_gather", 0, dim, peers)
     out = x.new_empty((peers.size * x.numel(),))
     _all_gather_single(out, x.contiguous().view(-1), peers)
     return _joined(out.view(peers.size, *x.shape), dim)
@@ -89,6 +97,8 @@ def all_gather(x: Tensor, dim: int, peers: Peers) -> Tensor:
 
 def reduce_scatter(x: Tensor, dim: int, peers: Peers) -> Tensor:
     """The sum over ranks, of which each keeps its piece along a dim."""
+    if torch.compiler.is_compiling():
+        return _as_operator(x, "reduce_scatter", dim, 0, peers)
     stacked = _stacked(x, dim, peers.size)
     out = x.new_empty(stacked.shape[1:])
     _reduce_scatter_single(out.view(-1), stacked.view(-1), peers)
@@ -97,6 +107,8 @@ def reduce_scatter(x: Tensor, dim: int, peers: Peers) -> Tensor:
 
 def _exchange(x: Tensor, cut: int, join: int, peers: Peers) -> Tensor:
     """Cut along one dim instead of another."""
+    if torch.compiler.is_compiling():
+        return _as_operator(x, "all_to_all", cut, join, peers)
     stacked = _stacked(x, cut, peers.size)
     out = torch.empty_like(stacked)
     dist.all_to_all_single(out, stacked, group=peers.group)
@@ -123,3 +135,33 @@ def _all_gather_single(out: Tensor, x: Tensor, peers: Peers) -> None:
 def _reduce_scatter_single(out: Tensor, x: Tensor, peers: Peers) -> None:
     scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
     scatter(out, x, group=peers.group)
+
+
+def _as_operator(x: Tensor, kind: str, cut: int, join: int, peers: Peers) -> Tensor:
+    """A collective as one operator, which a compiler neither looks into nor breaks a graph at."""
+    moved: Tensor = exchange(x, kind, cut, join, peers.name, peers.rank, peers.size)
+    return moved
+
+
+@torch.library.custom_op("planner::exchange", mutates_args=())
+def exchange(x: Tensor, kind: str, cut: int, join: int, group: str, rank: int, size: int) -> Tensor:
+    """A collective over the group of this name; nothing is summed in place."""
+    found = _resolve_process_group(group)  # type: ignore[arg-type]  # as torch's own collectives do with names
+    peers = Peers(found, rank, size, group)
+    if kind == "all_reduce":
+        return _reduced(x.clone(), peers)
+    if kind == "all_gather":
+        return all_gather(x, join, peers)
+    if kind == "reduce_scatter":
+        return reduce_scatter(x, cut, peers)
+    return _exchange(x, cut, join, peers)
+
+
+@exchange.register_fake
+def _(x: Tensor, kind: str, cut: int, join: int, group: str, rank: int, size: int) -> Tensor:
+    shape = list(x.shape)
+    if kind in ("reduce_scatter", "all_to_all"):
+        shape[cut] //= size
+    if kind in ("all_gather", "all_to_all"):
+        shape[join] *= size
+    return x.new_empty(shape)

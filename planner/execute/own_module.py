@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from planner.errors import PlannerError
+from planner.execute.compiled import compile_block
 from planner.execute.gradients import divide
 from planner.execute.loss import IGNORED
 from planner.execute.mesh import Meshes, build_meshes
@@ -46,6 +47,8 @@ class OwnRunner(Runner):
         loss_fn: Loss | None,
         device: torch.device,
         source: Source,
+        *,
+        compiled: bool,
     ) -> None:
         self.plan, self.workload, self.device = plan, workload, device
         self.stages, self.applied, self.tied, self.pipeline = {}, (), None, None
@@ -56,6 +59,8 @@ class OwnRunner(Runner):
         ties = _tied(self.module)
         blocks = dict(_blocks(self.module))
         for path, block in blocks.items():
+            if compiled:
+                compile_block(block)
             _recompute(path, block, plan)
         reshard = plan.strategy.zero == 3
         groups = [Group(modules=(block,), reshard=reshard) for block in blocks.values()]
@@ -75,6 +80,8 @@ class OwnRunner(Runner):
         device: torch.device | str | None,
         seed: int,
         weights: Source | None,
+        *,
+        compiled: bool,
     ) -> OwnRunner:
         """Everything that would make the plan fail later is said before any work."""
         workload = require_training(plan)
@@ -92,7 +99,7 @@ class OwnRunner(Runner):
             )
         place = torch.device(device) if device is not None else usual_device(next(model.parameters()))
         source = weights or (drawn_for(model, seed) if on_meta else copied_from(model))
-        return cls(model, plan, workload, loss_fn, place, source)
+        return cls(model, plan, workload, loss_fn, place, source, compiled=compiled)
 
     def step(self, batch: Any) -> Tensor:
         """Gradients of the mean over everything that all ranks count, and that mean."""

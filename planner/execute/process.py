@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from planner.errors import PlannerError
+from planner.execute.compiled import COMPILING_SECONDS
 from planner.spec.plan import Plan
 from planner.spec.training_run import Device, TrainingRun
 
@@ -103,15 +104,18 @@ def keep_freed_memory() -> None:
         options(_TRIM_THRESHOLD, _NEVER)
 
 
-def join(placed: Placed) -> None:
-    """Meet the other ranks. How long they wait for one another in a step is for `Watch` to say."""
+def join(placed: Placed, *, compiles: bool = False) -> None:
+    """Meet the other ranks. How long they wait for one another in a step is for `Watch` to say.
+
+    Ranks that compile blocks do so at different speeds, and gloo takes its timeout once, when a group is made.
+    """
     if placed.device.type == "cuda":
         torch.cuda.set_device(placed.device)
     else:
         keep_freed_memory()
     dist.init_process_group(
         placed.backend,
-        timeout=datetime.timedelta(seconds=_LEAST_SECONDS),
+        timeout=datetime.timedelta(seconds=COMPILING_SECONDS if compiles else _LEAST_SECONDS),
         device_id=placed.device if placed.device.type == "cuda" else None,
     )
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from planner.execute.kept import attention_core, selective_contexts
+from planner.execute.compiled import compile_block
+from planner.execute.kept import attention_core, compiled_contexts, selective_contexts
 from planner.execute.parameters import replace_forward
 from planner.execute.phases import phase
 from planner.execute.stage import Stage
@@ -23,18 +24,24 @@ from planner.spec.strategy import Recompute
 Forward = Callable[..., Any]
 
 
-def recompute_blocks(stage: Stage, choices: dict[str, Recompute]) -> None:
+def recompute_blocks(stage: Stage, choices: dict[str, Recompute], *, compiled: bool = False) -> None:
     """`full` keeps a block's input alone.
 
     `selective` keeps the results of attention, of every second product (the first, the third, …) and of sums
     over ranks as well. `choices` are by layer number. The wrapped forward keeps class, path and parameter names.
+    With `compiled` blocks are compiled on the way: the compiler has to see what is kept selectively, but need not
+    know that a block runs again as a whole.
     """
     drops = bool(stage.spec.dropout or stage.spec.attention_dropout)
     for layer, block in stage.blocks.items():
         choice = choices.get(layer, "none")
+        if choice == "selective" and compiled:
+            replace_forward(block, partial(_checkpointed, same_dropout=drops, contexts=compiled_contexts))
+        if compiled:
+            compile_block(block, as_one_graph=choice == "selective")
         if choice == "full":
             replace_forward(block, partial(_checkpointed, same_dropout=drops, contexts=_nothing_kept))
-        elif choice == "selective":
+        elif choice == "selective" and not compiled:
             for core in (module for module in block.modules() if isinstance(module, Core)):
                 replace_forward(core, partial(_as_core, fused=core.fused))
             needs_last = needs_last_product(stage.spec, int(layer))

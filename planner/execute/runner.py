@@ -14,6 +14,7 @@ from planner.errors import PlannerError
 from planner.execute.adapters import drawn_source, is_known, spec_of, stage_of
 from planner.execute.apply import Applied, apply_strategy
 from planner.execute.batches import microbatches_of
+from planner.execute.compiled import require_compilable
 from planner.execute.gradients import TiedEnds, clip_gradients, divide, synchronise
 from planner.execute.mesh import Meshes, build_meshes
 from planner.execute.objective import LossFunction, Objective
@@ -143,17 +144,21 @@ def parallelize(
     device: torch.device | str | None = None,
     seed: int = 0,
     weights: Source | None = None,
+    compile: bool = False,  # noqa: A002 - as the flag is called
 ) -> Runner:
     """Spread a whole model over the ranks of the running world as its plan says.
 
     A model that has values keeps them; one on the meta device gets values that follow from each weight's path
     and the seed, whatever the layout. `weights` gives others by path. The model itself is left as it was.
+    With `compile` torch.compile makes kernels of each block, when the first step runs it.
     """
     if not is_known(model):
         from planner.execute.own_module import OwnRunner  # which is a runner
 
-        return OwnRunner.of(model, plan, loss_fn, device, seed, weights)
+        return OwnRunner.of(model, plan, loss_fn, device, seed, weights, compiled=compile)
     workload = _require_fitting(model, plan)
+    if compile:
+        require_compilable(plan, spec_of(model))
     parameters = list(model.parameters())
     dtype = parameters[0].dtype
     on_meta = any(parameter.is_meta for parameter in parameters)
@@ -168,7 +173,7 @@ def parallelize(
         tied=spec.tied_embeddings,
         places=places_of(plan),
     )
-    stages = _stages(model, plan, workload, meshes, source, place, dtype)
+    stages = _stages(model, plan, workload, meshes, source, place, dtype, compiled=compile)
     return Runner(plan, workload, meshes, stages, Objective(loss_fn), place, dtype)
 
 
@@ -180,10 +185,11 @@ def build_runner(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     weights: Source | None = None,
+    compile: bool = False,  # noqa: A002 - as the flag is called
 ) -> Runner:
     """The same from a specification alone: no rank ever holds the whole model."""
     model = build_model(spec, device="meta", dtype=dtype)
-    return parallelize(model, plan, device=device, seed=seed, weights=weights)
+    return parallelize(model, plan, device=device, seed=seed, weights=weights, compile=compile)
 
 
 def together(stages: list[Any]) -> nn.Module:
@@ -206,6 +212,8 @@ def _stages(
     source: Source,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    compiled: bool,
 ) -> dict[int, Applied]:
     """This rank's virtual stages: split and sharded without memory, then filled."""
     found: dict[int, Applied] = {}
@@ -216,7 +224,7 @@ def _stages(
         stage = stage_of(model, layers, first=number == 0, last=number == len(spans) - 1, dtype=dtype)
         recompute = {f"blocks.{layer}": plan.recompute_of(f"blocks.{layer}") for layer in stage.blocks}
         found[number] = apply_strategy(
-            stage, plan.modules, meshes, recompute=recompute, precision=workload.precision
+            stage, plan.modules, meshes, recompute=recompute, precision=workload.precision, compiled=compiled
         )
         fill(stage, source, device)
     return found

@@ -44,4 +44,5 @@ def _apart(forward: Callable[..., Any], rank: int) -> Callable[..., Any]:
             torch.manual_seed(start + rank)
             return forward(*args, **kwargs)
 
-    return run
+    eagerly: Callable[..., Any] = torch.compiler.disable(run)  # type: ignore[no-untyped-call]  # sets generators
+    return eagerly

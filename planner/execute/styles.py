@@ -44,14 +44,17 @@ class SharedInput:
     """The prepared copies of what a parent's modules read, kept while the parent runs."""
 
     def __init__(self, parent: nn.Module) -> None:
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: list[tuple[Tensor, Tensor]] = []
         replace_forward(parent, self._scoped)
 
     def __call__(self, x: Tensor, prepare: Callable[[Tensor], Tensor]) -> Tensor:
         """x prepared, the same tensor each time the same x comes."""
-        if id(x) not in self._kept:
-            self._kept[id(x)] = x, prepare(x)  # x is kept too: its id must not come again
-        return self._kept[id(x)][1]
+        for seen, prepared in self._kept:
+            if seen is x:
+                return prepared
+        prepared = prepare(x)
+        self._kept.append((x, prepared))
+        return prepared
 
     def _scoped(self, forward: Forward) -> Forward:
         def run(*args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,7 @@ from planner.errors import EXIT_DONE
 from planner.execute.checkpoint import Checkpoints
 from planner.execute.checkpoint_folder import Facts
 from planner.execute.checkpoint_items import Parts
+from planner.execute.compiled import require_compiler, waiting_for_compilers
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, Record, RunFailed, Watch
 from planner.execute.gathered import gatherer
 from planner.execute.job import Job, export_config, open_job, require_places, weights_source
@@ -27,10 +28,10 @@ from planner.execute.order import mixed
 from planner.execute.parts import held_values, parts_of, whole_shapes
 from planner.execute.process import Placed, join, place, timeout_seconds
 from planner.execute.roll_call import spread_over_hosts, start_roll_call
-from planner.execute.runner import Runner, build_runner
+from planner.execute.runner import build_runner
 from planner.execute.seeds import seed_rank
 from planner.models.build import build_model
-from planner.spec.measured import Measured, RankMemory
+from planner.spec.measured import Measured, RankMemory, stack_mismatch
 from planner.spec.strategy import Strategy
 from planner.spec.training_run import RankArguments
 
@@ -57,7 +58,9 @@ def _run(asked: RankArguments, record: Record) -> int:
     job = open_job(Path(asked.plan), asked.run)
     placed = place(job.run, job.plan)
     record.stage = stage_of(job.plan.strategy, placed.rank)
-    join(placed)
+    if job.run.compile and RECORDS not in os.environ:
+        require_compiler(placed.device.type)
+    join(placed, compiles=job.run.compile)
     if RECORDS not in os.environ and placed.rank == 0:  # else whoever started the ranks has looked
         require_places(job)
     if RECORDS not in os.environ and spread_over_hosts():
@@ -70,6 +73,8 @@ def _run(asked: RankArguments, record: Record) -> int:
         reader.say(
             f"{job.plan.model} on {placed.ranks} × {placed.name}, {placed.backend}: {job.plan.strategy.label}"
         )
+        if told := stack_mismatch(job.workload.stack, job.run.stack):
+            reader.say(f"warning: {told}")
         if training.step:
             reader.say(f"resumed after step {training.step}")
         ended = training.go(reader)
@@ -90,6 +95,7 @@ class Training:
             dtype=_DTYPES[run.dtype],
             seed=run.seed,
             weights=weights_source(job),
+            compile=run.compile,
         )
         record.stage = self.runner.meshes.pp_rank
         self.runner.module.train()
@@ -105,10 +111,8 @@ class Training:
         self.checkpoints = None if folder is None else Checkpoints(folder, keep=run.keep)
         self.saved = 0
         self._resume()
-        if run.compile:
-            compile_blocks(self.runner)
         for applied in self.runner.applied:
-            record.follow(applied.stage)
+            record.follow(applied.stage, closed=applied.stage.blocks.values() if run.compile else ())
 
     def go(self, reader: Reader) -> bool:
         """All steps that are left; False where it was asked to end before."""
@@ -150,8 +154,9 @@ class Training:
         require_finite(value, norm, self.step + 1)
         self.step += 1
         self.sequences += work.global_batch
+        if not self._compiles:
+            self.watch.patience = max(self.watch.patience, 3 * seconds)
         self.seconds.append(seconds)
-        self.watch.patience = max(self.watch.patience, 3 * seconds)
         self.losses.append(value)
         allocated, reserved = peak_bytes(self.placed.device)
         return StepMetrics(
@@ -167,13 +172,23 @@ class Training:
             reserved_bytes=reserved,
         )
 
+    @property
+    def _compiles(self) -> bool:
+        """Whether the next step is the one that compiles."""
+        return self.job.run.compile and not self.seconds
+
     @contextlib.contextmanager
     def _watched_step(self) -> Iterator[None]:
-        """A step begins; it is watched until the ranks have agreed whether to go on."""
+        """A step begins; it is watched until the ranks have agreed whether to go on.
+
+        The first one of a compiled run takes minutes, and not equally many on all ranks.
+        """
+        compiles = self._compiles
         self.record.begin(self.step)
-        self.watch.armed = not self.job.run.compile or len(self.seconds) > 0  # a first step compiles for minutes
+        self.watch.armed = not compiles
         try:
-            yield
+            with waiting_for_compilers() if compiles else contextlib.nullcontext():
+                yield
         finally:
             self.watch.armed = False
 
@@ -289,10 +304,3 @@ def stage_of(strategy: Strategy, rank: int) -> int:
             return rank % size
         rank //= size
     return 0
-
-
-def compile_blocks(runner: Runner) -> None:
-    """Let torch.compile see each block; what stands around it, sharding and hooks, stays as it is."""
-    for applied in runner.applied:
-        for block in applied.stage.blocks.values():
-            block.forward = torch.compile(block.forward)

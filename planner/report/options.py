@@ -63,7 +63,7 @@ _HELP = {
     "clip": "Greatest norm of the gradients; 0: not clipped.",
     "seed": "Of weights, dropout and the order of the data.",
     "dtype": "Of weights and optimizer; fp64 computes in it too.",
-    "compile": "Compile each block with torch.compile.",
+    "compile": "Run each block through torch.compile; the first step takes minutes.",
     "device": "What ranks run on.",
     "weights": "Start from a Hugging Face FOLDER of safetensors [drawn from the seed].",
     "export": "Write the weights as a Hugging Face FOLDER at the end [none].",

@@ -18,6 +18,8 @@ def show_run_comparison(found: RunComparison) -> None:
     low, high = seconds_text(found.interval.low), seconds_text(found.interval.high)
     inside = "within" if found.within else "outside"
     out.print(f"That is {inside} the prediction's interval, {low} to {high}; median of {found.steps} steps.")
+    if found.mismatch:
+        out.print(Text(f"Not the same software: {found.mismatch}.", "bold"))
     out.print(f"{found.model}: {found.label} on {found.gpus} × {found.device}\n")
     rows = [_part(part, found) for part in sorted(found.parts, key=lambda part: -part.predicted_seconds)]
     total = ("step", *_times(found.predicted_seconds, found.measured_seconds), "")

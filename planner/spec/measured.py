@@ -12,7 +12,7 @@ from planner.errors import PlannerError
 from planner.spec.codec import Bytes, Count, Degree, Range, Seconds, decode, encode
 from planner.spec.files import read_text, write_text
 from planner.spec.strategy import Strategy
-from planner.spec.workload import Workload
+from planner.spec.workload import Stack, Workload
 from planner.spec.yaml_text import Source
 
 MEASURED_VERSION: Literal[1] = 1
@@ -69,6 +69,11 @@ class Measured:
             )
 
     @property
+    def stack(self) -> Stack:
+        """The software that ran, as a workload names it."""
+        return "compiled" if self.compiled else "eager"
+
+    @property
     def counted_seconds(self) -> tuple[float, ...]:
         """Wall time of the steps that count."""
         return self.each_seconds[self.settling_steps :]
@@ -112,6 +117,13 @@ class Measured:
     def save(self, path: str | Path) -> None:
         """Write the file as JSON, whole or not at all."""
         write_text(Path(path), json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+
+def stack_mismatch(planned: Stack, ran: Stack) -> str:
+    """That a run's software is not what its plan predicts; empty where it is."""
+    if planned == ran:
+        return ""
+    return f"the plan predicts stack {planned}, the run is {ran}: to compare them, plan with --stack {ran}"
 
 
 def load_measured(path: str | Path) -> Measured:

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 from planner.errors import PlannerError
 from planner.spec.codec import Bytes, Count, Degree, Seconds, encode
 from planner.spec.estimate import Interval
-from planner.spec.measured import Measured
+from planner.spec.measured import Measured, stack_mismatch
 from planner.spec.plan import Plan
+from planner.spec.workload import Stack
 
 _ROUNDING = 1e-9  # of a step: a part of no more is what is left of a difference
 
@@ -47,6 +48,9 @@ class RunComparison:
     device: str
     gpus: Degree
     label: str
+    planned_stack: Stack
+    run_stack: Stack
+    mismatch: str  # in words, where the two stacks differ
     predicted_seconds: Seconds
     interval: Interval
     measured_seconds: Seconds
@@ -111,6 +115,9 @@ def compare_run(plan: Plan, measured: Measured) -> RunComparison:
         device=measured.device,
         gpus=measured.gpus,
         label=measured.strategy.label,
+        planned_stack=plan.workload.stack,
+        run_stack=measured.stack,
+        mismatch=stack_mismatch(plan.workload.stack, measured.stack),
         predicted_seconds=estimate.step_seconds,
         interval=estimate.uncertainty.step_seconds,
         measured_seconds=measured.step_seconds,

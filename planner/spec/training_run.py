@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from planner.errors import PlannerError
 from planner.spec.codec import Count, Degree, Range, Share, decode, field_types
+from planner.spec.workload import Stack
 
 Rate = Annotated[float, Range(0.0, 1e6)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -62,6 +63,11 @@ class TrainingRun:
         ):  # fmt: skip
             if not holds:
                 raise PlannerError(rule, value=getattr(self, key), remedy=remedy, key=key)
+
+    @property
+    def stack(self) -> Stack:
+        """The software that the run is, as a workload names it."""
+        return "compiled" if self.compile else "eager"
 
     def to_arguments(self) -> list[str]:
         """The flags that give this run again."""

@@ -42,6 +42,24 @@ def test_a_reason_of_its_own_comes_before_lost_peers(records: Path) -> None:
     assert "boom" in told
 
 
+def test_within_a_compiled_block_no_module_is_followed(records: Path) -> None:
+    record = Record(0)
+    module = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2))
+    record.follow(module, closed=[module[0]])
+    where = []
+    for part in (module[0], module[0][0], module[1]):
+        part.register_forward_pre_hook(lambda *_: where.append(record.where.module))
+    module(torch.ones(1, 2))
+    assert where == ["0", "0", "1"]
+
+
+def test_what_a_compiler_says_is_told_as_such(records: Path) -> None:
+    told = Record(0).report(torch._dynamo.exc.Unsupported("no such thing", case_name="none"))
+    assert told.rule == "torch.compile makes kernels of each block"
+    assert "without --compile" in told.remedy
+    assert "no such thing" in told.value
+
+
 def test_a_rank_that_was_killed_is_named_with_what_it_did(records: Path) -> None:
     for rank in (0, 2):
         Record(rank).report(LOST)

@@ -54,3 +54,12 @@ def test_memory_of_a_process_on_a_cpu_is_another_thing(capsys: pytest.CaptureFix
 def test_a_run_of_another_layout_is_refused() -> None:
     with pytest.raises(PlannerError, match="compared with the plan that it ran"):
         compare_run(PLAN, RUN)
+
+
+def test_a_run_of_other_software_than_was_planned_for_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    found = compare_run(PLAN, replace(MEASURED, compiled=True))
+    assert (found.planned_stack, found.run_stack) == ("eager", "compiled")
+    show_run_comparison(found)
+    assert "the plan predicts stack eager, the run is compiled" in capsys.readouterr().out.replace("\n", " ")
+    show_run_comparison(compare_run(PLAN, MEASURED))
+    assert "stack" not in capsys.readouterr().out
