@@ -1,7 +1,7 @@
-"""A user's own module under a plan: copies or shards of its state over data-parallel ranks, blocks that run again.
+"""A user's own module under a plan: layers cut over tensor-parallel ranks, state spread, blocks that run again.
 
-What stands between its layers is the user's code, of which we know nothing. So nothing is cut inside it: tensor,
-pipeline, context and expert parallelism need a model whose forward is known, and are refused.
+What stands between its layers is the user's code. It runs on parts of tensors where that is exact (`own_splits`);
+context and expert parallelism need a model whose attention and experts are known, and are refused.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from planner.errors import PlannerError
-from planner.execute.gradients import divide
+from planner.execute.gradients import divide, synchronise
 from planner.execute.loss import IGNORED
 from planner.execute.mesh import Meshes, build_meshes
 from planner.execute.objective import Objective, require_tokens
-from planner.execute.parameters import replace_forward
+from planner.execute.own_splits import OwnSplits, whole_output
+from planner.execute.parameters import Summed, pieces_of, replace_forward
 from planner.execute.phases import phase
 from planner.execute.runner import Runner, require_training, usual_device
 from planner.execute.sharding import Group, shard_groups
@@ -30,9 +31,10 @@ from planner.spec.paths import unmatched
 from planner.spec.plan import Plan
 from planner.spec.workload import TrainWorkload
 
+Example = Callable[[int, int], Mapping[str, Any]]  # of batch and length: the module's arguments
 Loss = Callable[[Any, Any], tuple[Tensor, Any]]  # of output and batch: a sum, and over how many
 
-_DEGREES = ("tp", "pp", "cp", "ep")
+_DEGREES = ("pp", "cp", "ep")
 
 
 class OwnRunner(Runner):
@@ -46,6 +48,7 @@ class OwnRunner(Runner):
         loss_fn: Loss | None,
         device: torch.device,
         source: Source,
+        example: Example | None,
     ) -> None:
         self.plan, self.workload, self.device = plan, workload, device
         self.stages, self.applied, self.tied, self.pipeline = {}, (), None, None
@@ -55,15 +58,23 @@ class OwnRunner(Runner):
         self.module = without_values(model)
         ties = _tied(self.module)
         blocks = dict(_blocks(self.module))
+        self.summed: list[Summed] = []
+        splits = None
+        if plan.strategy.tp > 1:
+            splits = OwnSplits(self.module, plan.modules, self.meshes.tp)
+            splits.prepare([*blocks.values(), self.module], _inputs(example, plan, workload, self.dtype))
+            splits.apply(self.meshes.dense["tp"])
+            self.summed = splits.summed
+            _tie(ties)
         for path, block in blocks.items():
             _recompute(path, block, plan)
         reshard = plan.strategy.zero == 3
         groups = [Group(modules=(block,), reshard=reshard) for block in blocks.values()]
         self.sharding = shard_groups(self.module, groups, self.meshes, workload.precision)
+        if splits is not None:
+            splits.carry(list(blocks.values()))
         self.module.to_empty(device=device)
-        for (owner, name), *others in ties:
-            for other, other_name in others:
-                other.register_parameter(other_name, getattr(owner, name))
+        _tie(ties)
         fill_parameters(self.module, source)
 
     @classmethod
@@ -75,6 +86,7 @@ class OwnRunner(Runner):
         device: torch.device | str | None,
         seed: int,
         weights: Source | None,
+        example: Example | None,
     ) -> OwnRunner:
         """Everything that would make the plan fail later is said before any work."""
         workload = require_training(plan)
@@ -92,7 +104,7 @@ class OwnRunner(Runner):
             )
         place = torch.device(device) if device is not None else usual_device(next(model.parameters()))
         source = weights or (drawn_for(model, seed) if on_meta else copied_from(model))
-        return cls(model, plan, workload, loss_fn, place, source)
+        return cls(model, plan, workload, loss_fn, place, source, example)
 
     def step(self, batch: Any) -> Tensor:
         """Gradients of the mean over everything that all ranks count, and that mean."""
@@ -105,7 +117,7 @@ class OwnRunner(Runner):
         for number, part in enumerate(parts):
             self.sharding.before_backward(last=number == len(parts) - 1)
             with phase("forward"):
-                out = self.module(**part)
+                out = whole_output(self.module(**part))
             function = self.objective.function or _own_loss
             loss, count = function(out, part)
             with phase("backward"):
@@ -113,11 +125,17 @@ class OwnRunner(Runner):
             both = (loss.detach(), torch.as_tensor(count, device=self.device))
             total += torch.stack([each.double() for each in both])
         self.sharding.finish()
+        synchronise(self.summed)
+        if self.meshes.tp.rank:
+            total.zero_()  # what the first of its peers counts as well
         with phase("metadata"):
             dist.all_reduce(total)
         require_tokens(total[1])
         divide(self.module, total[1])
         return total[0] / total[1]
+
+    def _summed(self) -> list[Summed]:
+        return self.summed
 
 
 def _require_data_parallel(plan: Plan) -> None:
@@ -125,7 +143,7 @@ def _require_data_parallel(plan: Plan) -> None:
     others = [f"{axis} {getattr(strategy, axis)}" for axis in _DEGREES if getattr(strategy, axis) > 1]
     if others:
         raise PlannerError(
-            "a module of one's own runs data parallel: its forward is not ours to cut",
+            "a module of one's own runs with dp and tp",
             value=", ".join(others),
             remedy="plan with --fix " + ",".join(f"{axis}=1" for axis in _DEGREES),
             key="strategy",
@@ -179,6 +197,40 @@ def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((module, name))
     return [places for places in owners.values() if len(places) > 1]
+
+
+def _tie(ties: list[list[tuple[nn.Module, str]]]) -> None:
+    """Weights that are shared, shared again."""
+    for (owner, name), *others in ties:
+        for other, other_name in others:
+            if pieces_of(owner, name) != pieces_of(other, other_name):
+                raise PlannerError(
+                    "modules that share a weight cut it alike",
+                    value=f"{name} of {type(owner).__name__} and {other_name} of {type(other).__name__}",
+                    remedy="give both the same split, or keep both whole",
+                    key="modules",
+                )
+            other.register_parameter(other_name, getattr(owner, name))
+
+
+def _inputs(example: Example | None, plan: Plan, workload: TrainWorkload, dtype: torch.dtype) -> dict[str, Any]:
+    """What one microbatch gives the module, shapes alone."""
+    if example is None:
+        raise PlannerError(
+            "to cut a module of one's own takes an example of what it is called with",
+            value="none",
+            remedy="pass example to parallelize: example(batch, seq_len) gives the module's keyword arguments",
+            key="example",
+        )
+    with torch.device("meta"):
+        given = example(plan.strategy.microbatch, workload.seq_len)
+
+    def shape_of(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to("meta", dtype if value.is_floating_point() else None)
+
+    return {key: shape_of(value) for key, value in given.items()}
 
 
 def _microbatches(

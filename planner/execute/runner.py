@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -143,16 +143,18 @@ def parallelize(
     device: torch.device | str | None = None,
     seed: int = 0,
     weights: Source | None = None,
+    example: Callable[[int, int], Mapping[str, Any]] | None = None,
 ) -> Runner:
     """Spread a whole model over the ranks of the running world as its plan says.
 
     A model that has values keeps them; one on the meta device gets values that follow from each weight's path
-    and the seed, whatever the layout. `weights` gives others by path. The model itself is left as it was.
+    and the seed, whatever the layout. `weights` gives others by path. The model itself is left as it was. `example` is
+    that of a module of one's own, as its file returns it: with tp the module runs on it once, shapes alone.
     """
     if not is_known(model):
         from planner.execute.own_module import OwnRunner  # which is a runner
 
-        return OwnRunner.of(model, plan, loss_fn, device, seed, weights)
+        return OwnRunner.of(model, plan, loss_fn, device, seed, weights, example)
     workload = _require_fitting(model, plan)
     parameters = list(model.parameters())
     dtype = parameters[0].dtype

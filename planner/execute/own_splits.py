@@ -1,0 +1,446 @@
+"""Tensor parallelism inside a user's own module: linear layers and tables cut as the plan says, the rest as it is.
+
+A column split hands its caller a `Cut`, a row split takes one; what stands between is the user's code, which runs
+on the parts by exact rules. Before any weight is cut the module runs once on its example, shapes alone: what has
+no rule is refused then, fused layers are seen where they are taken apart, and so are weights that are read by
+parts alone, whose gradients are summed once a step.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from planner.errors import PlannerError
+from planner.execute.cut import (
+    Along,
+    Cut,
+    Met,
+    RefusedError,
+    Source,
+    entering,
+    gathered,
+    mark_summed,
+    own_features,
+    refusal,
+    require_divisible,
+    summed_up,
+)
+from planner.execute.mesh import Peers
+from planner.execute.parameters import Piece, Summed, cut, keep_whole, local, replace_forward
+from planner.execute.styles import SharedInput
+from planner.spec.legality import padded_vocab
+from planner.spec.paths import lookup
+from planner.spec.plan import Layout, ModuleSplit
+
+Inputs = Mapping[str, Any]
+
+_CUT = ("column", "row", "vocab")
+
+
+@dataclass(slots=True)
+class CutModule:
+    """A linear layer or a table of which each rank has a piece."""
+
+    path: str
+    module: nn.Module
+    plan: ModuleSplit
+    peers: Peers
+    source: Source
+    parts: tuple[int, ...] = ()
+    whole: dict[str, nn.Parameter] = field(default_factory=dict)  # while nothing is cut yet
+
+    def piece(self, name: str) -> Piece | None:
+        """Which part of a weight a rank keeps; None where it keeps the whole."""
+        ranks, rank = self.peers.size, self.peers.rank
+        if self.plan.split == "row":
+            return Piece(1, ranks, rank) if name == "weight" else None
+        if self.plan.split == "vocab":
+            parameter = self.whole.get(name, self.module._parameters[name])
+            assert parameter is not None
+            return Piece(0, ranks, rank, padded_vocab(self.source.size, ranks))
+        return Piece(0, ranks, rank, parts=self.parts)
+
+    def weight(self, name: str) -> Tensor | None:
+        """This rank's part, or the whole of what is not cut."""
+        if self.whole:
+            piece, parameter = self.piece(name), self.whole.get(name)
+            return parameter if piece is None or parameter is None else piece.of(parameter)
+        held = self.module._parameters[name]
+        return held if held is None else local(held)
+
+
+class OwnSplits:
+    """The lines of a plan in a module on the meta device."""
+
+    def __init__(self, module: nn.Module, lines: Mapping[str, ModuleSplit], peers: Peers) -> None:
+        self.module, self.peers = module, peers
+        self.cut: dict[str, CutModule] = {}
+        for path, child in module.named_modules():
+            line = lookup(lines, path) if path else None
+            along = line is not None and line.split == "sequence" and isinstance(child, nn.Embedding)
+            if line is not None and (line.split in _CUT or along) and child._parameters:
+                self.cut[path] = _cut_module(path, child, line, peers)
+        self.summed: list[Summed] = []
+
+    def prepare(self, groups: Sequence[nn.Module], inputs: Inputs) -> None:
+        """Let modules run on parts. `groups` are blocks whose weights are gathered together, then the whole."""
+        self._wrap(groups)
+        with self._hidden(), _no_functions_of_parts():
+            self._run(inputs)  # notes where fused layers are taken apart
+            for each in self.cut.values():
+                each.parts = each.source.parts()
+            self._seen = False
+            out = self._run(inputs)
+        self.summed = self._read_by_parts(out)
+
+    _seen = True  # while it is to be noted
+
+    def apply(self, mesh: DeviceMesh) -> None:
+        """Keep this rank's pieces, everything on the tensor-parallel mesh."""
+        for path, module in self.module.named_modules():
+            made = self.cut.get(path)
+            for name, value in list(module._parameters.items()):
+                if value is None:
+                    continue
+                piece = made.piece(name) if made is not None and made.plan.split != "sequence" else None
+                if piece is None:
+                    keep_whole(module, name, mesh)
+                else:
+                    cut(module, name, mesh, piece)
+
+    def carry(self, blocks: Sequence[nn.Module]) -> None:
+        """Let parts pass the hooks of sharding, which know plain tensors only."""
+        for block in blocks:
+            _carried(block)
+
+    def _run(self, inputs: Inputs) -> Any:
+        try:
+            with torch.device("meta"):
+                return self.module(**inputs)
+        except RefusedError as error:
+            raise refusal(error, _place(error)) from None
+        except PlannerError:
+            raise
+        except Exception as error:
+            raise PlannerError(
+                "the module runs on its example, shapes alone, each rank with its parts",
+                value=f"{type(error).__name__}: {error} ({_place(error)})",
+                remedy="make example(batch, seq_len) fit the module, or plan with --fix tp=1,pp=1",
+                key="model",
+            ) from error
+
+    def _wrap(self, groups: Sequence[nn.Module]) -> None:
+        taken: set[int] = set()
+        for group in groups:
+            shared = SharedInput(group)
+            inside = [module for module in group.modules() if id(module) not in taken]
+            taken |= {id(module) for module in inside}
+            ours = {id(each.module): each for each in self.cut.values()}
+            for module in inside:
+                if id(module) in ours:
+                    replace_forward(module, _forward_of(ours[id(module)], shared, self))
+            replace_forward(group, lambda forward, inside=inside: self._whole_inside(inside, forward))
+
+    def _whole_inside(self, modules: list[nn.Module], forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self._plain(modules):
+                return forward(*args, **kwargs)
+
+        return run
+
+    @contextmanager
+    def _plain(self, modules: list[nn.Module]) -> Iterator[None]:
+        """Whole weights as the plain tensors that the user's code expects."""
+        summed = {(id(entry.module), entry.name) for entry in self.summed}
+        kept: list[tuple[nn.Module, str, nn.Parameter]] = []
+        try:
+            for module in modules:
+                for name, value in module._parameters.items():
+                    if isinstance(value, DTensor) and all(place.is_replicate() for place in value.placements):
+                        kept.append((module, name, value))
+                        plain: Any = value.to_local()
+                        module._parameters[name] = mark_summed(plain) if (id(module), name) in summed else plain
+            yield
+        finally:
+            for module, name, value in kept:
+                module._parameters[name] = value
+
+    @contextmanager
+    def _hidden(self) -> Iterator[None]:
+        """Cut weights for none but their own modules to read."""
+        for each in self.cut.values():
+            parameters: dict[str, Any] = each.module._parameters
+            each.whole = {name: value for name, value in parameters.items() if value is not None}
+            for name in each.whole:
+                if each.plan.split != "sequence" and each.piece(name) is not None:
+                    parameters[name] = Hidden.of(each.whole[name], f"{each.path}.{name}")
+        try:
+            yield
+        finally:
+            for each in self.cut.values():
+                each.module._parameters.update(each.whole)
+                each.whole = {}
+
+    def _read_by_parts(self, out: Any) -> list[Summed]:
+        """Weights that are whole, and of whose reading each rank does a part only."""
+        readers: dict[int, set[bool]] = {}
+        for parameter, by_part in _readers(out):
+            readers.setdefault(id(parameter), set()).add(by_part)
+        found = []
+        for module in self.module.modules():
+            for name, value in module._parameters.items():
+                if value is not None and readers.get(id(value)) == {True}:
+                    found.append(Summed(module, name, self.peers))
+        return found
+
+
+class Hidden(Tensor):
+    """A weight that is cut: what reads it outside of its module would take a part for the whole."""
+
+    path: str
+
+    @staticmethod
+    def of(weight: Tensor, path: str) -> Hidden:
+        """The weight, hidden."""
+        hidden = weight.detach().as_subclass(Hidden)
+        hidden.path = path
+        return hidden
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "size", "dim", "numel", "is_floating_point", "__repr__"):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        given = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, Hidden)]
+        path = given[0].path if given else "a weight"
+        raise RefusedError(f"{path}, of which each rank has a part, is read outside of its module")
+
+
+def _cut_module(path: str, module: nn.Module, line: ModuleSplit, peers: Peers) -> CutModule:
+    fits = isinstance(module, nn.Linear) or (isinstance(module, nn.Embedding) and line.split in ("vocab", "sequence"))
+    if not fits or type(module).forward not in (nn.Linear.forward, nn.Embedding.forward):
+        raise PlannerError(
+            f"a {line.split} split does not fit a module of class {type(module).__name__}",
+            value=path,
+            remedy="in a module of one's own column, row, vocab cut nn.Linear, vocab nn.Embedding; others are kept "
+            "whole: write split: replicate, or plan with --fix tp=1",
+            key=f"modules.{path}",
+        )
+    size = 0
+    if isinstance(module, nn.Linear):
+        size = module.in_features if line.split == "row" else module.out_features
+        if line.split != "vocab" and size % peers.size:
+            raise PlannerError(
+                f"tp {peers.size} divides the features that a {line.split} split cuts",
+                value=f"{path}: {size}",
+                remedy="write split: replicate for the modules that are cut together, or plan with another tp",
+                key=f"modules.{path}",
+            )
+    elif isinstance(module, nn.Embedding):
+        size = module.num_embeddings
+        if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+            raise PlannerError(
+                "a table that is cut looks up, and does nothing else",
+                value=path,
+                remedy="leave out max_norm, scale_grad_by_freq and sparse, or write split: replicate",
+                key=f"modules.{path}",
+            )
+    return CutModule(path, module, line, peers, Source(path, size))
+
+
+def _forward_of(made: CutModule, shared: SharedInput, splits: OwnSplits) -> Callable[[Any], Callable[..., Any]]:
+    makers: dict[str, Any] = {
+        "column": lambda: _columns(made, shared, splits),
+        "row": lambda: _rows(made),
+        "sequence": lambda: _own_tokens(made),
+        "vocab": lambda: _table(made) if isinstance(made.module, nn.Embedding) else _columns(made, shared, splits),
+    }
+    forward = makers[made.plan.split]()
+    return lambda _: forward
+
+
+def _columns(made: CutModule, shared: SharedInput, splits: OwnSplits) -> Callable[..., Any]:
+    """Some features on each rank; the gradient of what goes in is a sum. A vocabulary that is padded is gathered."""
+    peers, size = made.peers, made.source.size
+
+    def forward(input: Tensor) -> Tensor:  # noqa: A002  as torch calls it
+        whole = shared(input, lambda x: gathered(x, peers, gradient="partial"))
+        own = F.linear(whole, made.weight("weight"), made.weight("bias"))
+        if made.plan.split == "vocab" and size % peers.size:
+            padded = own.shape[-1] * peers.size
+            return gathered(Cut.of(own, Along(own.dim() - 1, padded, peers)), peers)[..., :size]
+        source = made.source if splits._seen and made.plan.split == "column" else None
+        return Cut.of(own, Along(own.dim() - 1, size, peers, made.parts, source))
+
+    return forward
+
+
+def _rows(made: CutModule) -> Callable[..., Any]:
+    """The products of each rank's features, summed; then the bias, once."""
+    layout = _layout(made)
+
+    def forward(input: Tensor) -> Tensor:  # noqa: A002
+        part = F.linear(own_features(input, made.peers), made.weight("weight"))
+        out = summed_up(part, layout, made.peers)
+        bias = made.weight("bias")
+        return out if bias is None else out + bias
+
+    return forward
+
+
+def _table(made: CutModule) -> Callable[..., Any]:
+    """Each rank looks up the rows it has; the rest is zero, and the sum is whole."""
+    table: Any = made.module
+    rows = padded_vocab(made.source.size, made.peers.size) // made.peers.size
+    first, layout = made.peers.rank * rows, _layout(made)
+    padding = table.padding_idx
+    silent = padding - first if padding is not None and first <= padding < first + rows else None
+
+    def forward(input: Tensor) -> Tensor:  # noqa: A002
+        own = input - first
+        elsewhere = (own < 0) | (own >= rows)
+        weight = made.weight("weight")
+        assert weight is not None
+        out = F.embedding(own.masked_fill(elsewhere, 0), weight, padding_idx=silent)
+        return summed_up(out.masked_fill(elsewhere[..., None], 0), layout, made.peers)
+
+    return forward
+
+
+def _own_tokens(made: CutModule) -> Callable[..., Any]:
+    """A whole table in which each rank looks up its part of the sequence."""
+    table: Any = made.module
+    peers = made.peers
+
+    def forward(input: Tensor) -> Tensor:  # noqa: A002
+        length = input.shape[-1]
+        require_divisible(length, peers, "tokens")
+        along = Along(input.dim() - 1, length, peers, tokens=True)
+        own = along.own(input, input.dim() - 1)
+        out = F.embedding(own, entering(table.weight, peers), padding_idx=table.padding_idx)
+        return Cut.of(out, along)
+
+    return forward
+
+
+def _layout(made: CutModule) -> Layout:
+    if made.plan.output not in ("replicate", "sequence"):
+        raise PlannerError(
+            f"the output of a {made.plan.split} split is replicate or sequence",
+            value=made.plan.output,
+            remedy="set output: replicate",
+            key=f"modules.{made.path}.output",
+        )
+    return made.plan.output
+
+
+def whole_output(out: Any) -> Any:
+    """What a module returns, gathered where each rank has a part."""
+    if isinstance(out, Cut):
+        return gathered(out, out.along.peers)
+    if type(out) in (list, tuple):
+        return type(out)(whole_output(each) for each in out)
+    if isinstance(out, dict):
+        for key, value in out.items():
+            if isinstance(value, Cut):
+                out[key] = whole_output(value)
+    return out
+
+
+def _carried(block: nn.Module) -> None:
+    places: list[tuple[Any, Any]] = []
+
+    def take(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        places.append(([_along(x) for x in args], {key: _along(x) for key, x in kwargs.items()}))
+        return tuple(_plain(x) for x in args), {key: _plain(x) for key, x in kwargs.items()}
+
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            by_place, by_name = places.pop()
+            again = [_cut_again(x, along) for x, along in zip(args, by_place, strict=True)]
+            return forward(*again, **{key: _cut_again(x, by_name[key]) for key, x in kwargs.items()})
+
+        return run
+
+    replace_forward(block, wrap)
+    block.register_forward_pre_hook(take, prepend=True, with_kwargs=True)
+
+
+def _along(x: Any) -> Along | None:
+    return x.along if isinstance(x, Cut) else None
+
+
+def _plain(x: Any) -> Any:
+    return x.local if isinstance(x, Cut) else x
+
+
+def _cut_again(x: Any, along: Along | None) -> Any:
+    return x if along is None else Cut.of(x, along)
+
+
+@contextmanager
+def _no_functions_of_parts() -> Iterator[None]:
+    """A function that computes its own gradient is a closed book: it does not get parts."""
+    usual: Any = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(each, Cut) for each in (*args, *kwargs.values())):
+            raise RefusedError(f"{cls.__name__}.apply: an autograd function of one's own is given a part")
+        return usual.__get__(None, cls)(*args, **kwargs)
+
+    setattr(torch.autograd.Function, "apply", classmethod(apply))  # noqa: B010  mypy knows better
+    try:
+        yield
+    finally:
+        setattr(torch.autograd.Function, "apply", usual)  # noqa: B010
+
+
+def _readers(out: Any) -> Iterator[tuple[Tensor, bool]]:
+    """Every weight that a result depends on, with whether this reader of it is a part's."""
+    waiting = [x.grad_fn for x in _tensors(out) if x.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node: Any = waiting.pop()
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            variable = getattr(following, "variable", None)
+            if variable is not None:
+                yield variable, node.name() == f"{Met.__name__}Backward"
+            elif following not in seen:
+                seen.add(following)
+                waiting.append(following)
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    if isinstance(out, Cut):
+        yield out.local
+    elif isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, Mapping):
+        for each in out.values():
+            yield from _tensors(each)
+    elif isinstance(out, (list, tuple)):
+        for each in out:
+            yield from _tensors(each)
+
+
+def _place(error: BaseException) -> str:
+    """The line of the user's code that an error comes from: the last one outside of torch and of ours."""
+    inner = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(inner)]
+    return f"{Path(lines[-1].filename).name}:{lines[-1].lineno}, {lines[-1].line}" if lines else ""
