@@ -68,8 +68,6 @@ class CutModule:
         if self.plan.split == "row":
             return Piece(1, ranks, rank) if name == "weight" else None
         if self.plan.split == "vocab":
-            parameter = self.whole.get(name, self.module._parameters[name])
-            assert parameter is not None
             return Piece(0, ranks, rank, padded_vocab(self.source.size, ranks))
         return Piece(0, ranks, rank, parts=self.parts)
 

@@ -2,11 +2,66 @@
 
 from __future__ import annotations
 
-from planner.spec.plan import ModuleSplit
-from tests.execute.own_runs import WHOLE, own_plan, refusals, run_cases
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import planner
+from planner.spec.plan import ModuleSplit, Plan
+from planner.spec.splits import module_splits
+from tests.execute import own_models
+from tests.execute.own_runs import LENGTH, SEQUENCES, WHOLE, cut_refusals, own_plan, refusals, run_cases
 from tests.execute.world import run_world
 
 MIXERS = {"tokens": WHOLE, "layers.*.gate": WHOLE}
+SLOW = {"base": "dgx-h100", "set": {"device.peak_tflops.bf16": 0.002}}  # so slow that cutting work pays
+
+
+def emitted(kind: str, gpus: int = 2, **fix: Any) -> tuple[str, Plan]:
+    """What the planner answers for a model of own_models.py."""
+    workload = {"seq_len": LENGTH, "global_batch": SEQUENCES, "precision": "bf16"}
+    return kind, planner.plan(f"{own_models.__file__}:{kind}", SLOW, gpus, workload, fix)
+
+
+def all_cut(kind: str, gpus: int = 2, **fix: Any) -> tuple[str, Plan]:
+    """The same with everything cut that can be."""
+    _, plan = emitted(kind, gpus, **fix)
+    lines = module_splits(graph_of(kind), sequence_parallel=plan.strategy.sp)
+    return kind, replace(plan, modules=lines).sealed()
+
+
+@functools.cache
+def graph_of(kind: str) -> Any:
+    return planner.trace(f"{own_models.__file__}:{kind}")
+
+
+def check(gpus: int, cases: list[tuple[str, Plan]]) -> None:
+    for wrong in run_world(gpus, run_cases, cases):
+        assert not wrong, "\n".join(wrong)
+
+
+def test_tensor_parallel() -> None:
+    """Fused and grouped heads, heads that stand in the code alone, rotary positions, gates; with parts of the
+    sequence between, blocks that run again, several microbatches."""
+    cases = [emitted("gpt", tp=2), emitted("llama", tp=2, sp=False)]
+    for kind in ("gpt", "llama", "literal", "perceptrons"):
+        cases += [all_cut(kind, tp=2, sp=sp, microbatch=4) for sp in (False, True)]
+    cases += [all_cut("llama", tp=2, sp=True, recompute="full"), all_cut("gpt", tp=2, recompute="full")]
+    check(2, cases)
+
+
+def test_tensor_and_data_parallel() -> None:
+    cases = [all_cut("gpt", 4, tp=2, sp=False, zero=3), all_cut("llama", 4, tp=2, sp=True, zero=3, recompute="full")]
+    cases += [all_cut("literal", 4, tp=2, sp=True, zero=1), emitted("llama", 4, tp=2, zero=0)]
+    check(4, cases)
+
+
+def test_what_parts_cannot_do_is_refused() -> None:
+    kinds = ("rolling", "rounding", "borrowing", "three_heads")
+    cases = [all_cut(kind, tp=2, sp=False) for kind in kinds]
+    for found in run_world(2, cut_refusals, cases):
+        assert found == []
 
 
 def test_data_parallel() -> None:
