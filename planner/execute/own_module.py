@@ -7,6 +7,7 @@ context and expert parallelism need a model whose attention and experts are know
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from planner.errors import PlannerError
-from planner.execute.gradients import divide, synchronise
+from planner.execute.gradients import TiedEnds, divide, synchronise
 from planner.execute.loss import IGNORED
 from planner.execute.mesh import Meshes, build_meshes
 from planner.execute.objective import Objective, require_tokens
-from planner.execute.own_splits import OwnSplits, whole_output
+from planner.execute.own_pipeline import OwnPipeline
+from planner.execute.own_splits import OwnSplits, carry, run_on_example, whole_output
+from planner.execute.own_stage import OwnStage, layers_of, outermost_lists
 from planner.execute.parameters import Summed, pieces_of, replace_forward
 from planner.execute.phases import phase
 from planner.execute.runner import Runner, require_training, usual_device
-from planner.execute.sharding import Group, shard_groups
+from planner.execute.sharding import DTYPES, Group, shard_groups
 from planner.execute.weights import Source, copied_from, drawn_for, fill_parameters, without_values
 from planner.spec.legality import require_legal
 from planner.spec.paths import unmatched
@@ -34,7 +37,7 @@ from planner.spec.workload import TrainWorkload
 Example = Callable[[int, int], Mapping[str, Any]]  # of batch and length: the module's arguments
 Loss = Callable[[Any, Any], tuple[Tensor, Any]]  # of output and batch: a sum, and over how many
 
-_DEGREES = ("pp", "cp", "ep")
+_DEGREES = ("cp", "ep", "vpp")
 
 
 class OwnRunner(Runner):
@@ -54,28 +57,63 @@ class OwnRunner(Runner):
         self.stages, self.applied, self.tied, self.pipeline = {}, (), None, None
         self.dtype = next(model.parameters()).dtype
         self.objective = Objective(loss_fn)
-        self.meshes = build_meshes(plan.strategy, device_type=device.type, kv_heads=1)
+        strategy = plan.strategy
+        self.meshes = build_meshes(strategy, device_type=device.type, kv_heads=strategy.tp, tied=True)
         self.module = without_values(model)
-        ties = _tied(self.module)
-        blocks = dict(_blocks(self.module))
         self.summed: list[Summed] = []
-        splits = None
-        if plan.strategy.tp > 1:
-            splits = OwnSplits(self.module, plan.modules, self.meshes.tp)
-            splits.prepare([*blocks.values(), self.module], _inputs(example, plan, workload, self.dtype))
-            splits.apply(self.meshes.dense["tp"])
-            self.summed = splits.summed
-            _tie(ties)
-        for path, block in blocks.items():
-            _recompute(path, block, plan)
-        reshard = plan.strategy.zero == 3
-        groups = [Group(modules=(block,), reshard=reshard) for block in blocks.values()]
+        self.stage: OwnStage | None = None
+        ties = _tied(self.module)
+        blocks = self._cut_apart(plan, example)
+        _tie(ties)
+        reshard = strategy.zero == 3 and strategy.pp == 1
+        groups = [Group(modules=(block,), reshard=reshard) for block in blocks]
         self.sharding = shard_groups(self.module, groups, self.meshes, workload.precision)
-        if splits is not None:
-            splits.carry(list(blocks.values()))
+        if strategy.tp > 1:
+            carry(blocks)
+        shared = self.stage.shared_weights() if self.stage is not None else []
         self.module.to_empty(device=device)
         _tie(ties)
         fill_parameters(self.module, source)
+        self.ends = [Summed(module, name, self.meshes.ends) for module, name in shared]
+        if self.ends:
+            self.tied = TiedEnds(tuple(self.ends), self.meshes.ends)
+        self.total = torch.zeros(2, dtype=torch.float64, device=device)  # the loss, and how many it is of
+        self.flow: OwnPipeline | None = None
+        if self.stage is not None:
+            sent = self.dtype if self.dtype == torch.float64 else DTYPES[workload.precision]
+            count = strategy.microbatches(workload.global_batch)
+            self.flow = OwnPipeline(self.stage, self.meshes, self.sharding, self._loss, count, device, sent)
+
+    def _cut_apart(self, plan: Plan, example: Example | None) -> list[nn.Module]:
+        """Let the module run as the plan says, its weights cut or gone; the blocks that are left."""
+        module, strategy = self.module, plan.strategy
+        blocks = dict(_blocks(module))
+        splits = None
+        if strategy.tp > 1:
+            splits = OwnSplits(module, plan.modules, self.meshes.tp, [*blocks.values(), module])
+        for path, block in blocks.items():
+            _recompute(path, block, plan)
+        if strategy.pp > 1:
+            spans = plan.virtual_stages()
+            layers = layers_of(module, max(span.last for _, _, span in spans) + 1)
+            self.stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2])
+        if splits is None and self.stage is None:
+            return list(blocks.values())
+        run = partial(run_on_example, module, _inputs(example, plan, self.workload, self.dtype))
+        with nullcontext() if splits is None else splits.hidden():
+            if splits is not None:
+                splits.examine(run)
+            if self.stage is not None:
+                self.stage.examine(run)
+        if self.stage is not None:
+            self.stage.keep_own()
+            others = {id(layer) for layer in self.stage.layers.values()}
+            others -= {id(layer) for layer in self.stage.own_layers().values()}
+            blocks = {path: block for path, block in blocks.items() if id(block) not in others}
+        if splits is not None:
+            splits.apply(self.meshes.dense["tp"])
+            self.summed = splits.summed
+        return list(blocks.values())
 
     @classmethod
     def of(
@@ -90,7 +128,7 @@ class OwnRunner(Runner):
     ) -> OwnRunner:
         """Everything that would make the plan fail later is said before any work."""
         workload = require_training(plan)
-        _require_data_parallel(plan)
+        _require_runnable(plan)
         _require_same_paths(plan, model)
         require_legal(None, workload, plan.strategy, plan.gpus)
         tensors = [*model.parameters(), *model.buffers()]
@@ -113,19 +151,21 @@ class OwnRunner(Runner):
             return self._run(parts)
 
     def _run(self, parts: list[dict[str, Any]]) -> Tensor:
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)  # the loss, and how many it is of
-        for number, part in enumerate(parts):
-            self.sharding.before_backward(last=number == len(parts) - 1)
-            with phase("forward"):
-                out = whole_output(self.module(**part))
-            function = self.objective.function or _own_loss
-            loss, count = function(out, part)
-            with phase("backward"):
-                torch.autograd.backward(loss)
-            both = (loss.detach(), torch.as_tensor(count, device=self.device))
-            total += torch.stack([each.double() for each in both])
-        self.sharding.finish()
-        synchronise(self.summed)
+        self.total.zero_()
+        if self.flow is not None:
+            self.sharding.before_backward(last=False)
+            self.flow.run(parts)
+        else:
+            for number, part in enumerate(parts):
+                self.sharding.before_backward(last=number == len(parts) - 1)
+                with phase("forward"):
+                    out = self.module(**part)
+                loss = self._loss(out, part)
+                with phase("backward"):
+                    torch.autograd.backward(loss)
+                self.sharding.finish()
+        synchronise([*self.summed, *self.ends])
+        total = self.total.clone()
         if self.meshes.tp.rank:
             total.zero_()  # what the first of its peers counts as well
         with phase("metadata"):
@@ -134,18 +174,28 @@ class OwnRunner(Runner):
         divide(self.module, total[1])
         return total[0] / total[1]
 
+    def _loss(self, out: Any, part: dict[str, Any]) -> Tensor:
+        """What backward of one microbatch starts from; it is counted."""
+        function = self.objective.function or _own_loss
+        loss, count = function(whole_output(out), part)
+        both = (loss.detach(), torch.as_tensor(count, device=self.device))
+        self.total += torch.stack([each.double() for each in both])
+        return loss
+
     def _summed(self) -> list[Summed]:
         return self.summed
 
 
-def _require_data_parallel(plan: Plan) -> None:
+def _require_runnable(plan: Plan) -> None:
     strategy = plan.strategy
     others = [f"{axis} {getattr(strategy, axis)}" for axis in _DEGREES if getattr(strategy, axis) > 1]
+    if strategy.pp > 1 and strategy.schedule not in ("gpipe", "1f1b"):
+        others.append(f"schedule {strategy.schedule}")
     if others:
         raise PlannerError(
-            "a module of one's own runs with dp and tp",
+            "a module of one's own runs with dp, tp and pp, in the schedules gpipe and 1f1b",
             value=", ".join(others),
-            remedy="plan with --fix " + ",".join(f"{axis}=1" for axis in _DEGREES),
+            remedy="plan with --fix cp=1,ep=1,vpp=1",
             key="strategy",
         )
 
@@ -162,14 +212,10 @@ def _require_same_paths(plan: Plan, model: nn.Module) -> None:
         )
 
 
-def _blocks(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Members of the outermost lists of modules."""
-    for name, child in model.named_children():
-        path = prefix + name
-        if isinstance(child, (nn.ModuleList, nn.Sequential)):
-            yield from ((f"{path}.{number}", block) for number, block in child.named_children())
-        else:
-            yield from _blocks(child, f"{path}.")
+    for path, found in outermost_lists(model):
+        yield from ((f"{path}.{number}", block) for number, block in found.named_children())
 
 
 def _recompute(path: str, block: nn.Module, plan: Plan) -> None:

@@ -83,7 +83,10 @@ class CutModule:
 class OwnSplits:
     """The lines of a plan in a module on the meta device."""
 
-    def __init__(self, module: nn.Module, lines: Mapping[str, ModuleSplit], peers: Peers) -> None:
+    def __init__(
+        self, module: nn.Module, lines: Mapping[str, ModuleSplit], peers: Peers, groups: Sequence[nn.Module]
+    ) -> None:
+        """`groups` are blocks whose weights are gathered together, then the whole."""
         self.module, self.peers = module, peers
         self.cut: dict[str, CutModule] = {}
         for path, child in module.named_modules():
@@ -92,22 +95,21 @@ class OwnSplits:
             if line is not None and (line.split in _CUT or along) and child._parameters:
                 self.cut[path] = _cut_module(path, child, line, peers)
         self.summed: list[Summed] = []
-
-    def prepare(self, groups: Sequence[nn.Module], inputs: Inputs) -> None:
-        """Let modules run on parts. `groups` are blocks whose weights are gathered together, then the whole."""
+        self.notes = True  # where fused layers are taken apart
         self._wrap(groups)
-        with self._hidden(), _no_functions_of_parts():
-            self._run(inputs)  # notes where fused layers are taken apart
+
+    def examine(self, run: Callable[[], Any]) -> None:
+        """Run the module on its example, shapes alone; within `hidden`."""
+        with _no_functions_of_parts():
+            run()
             for each in self.cut.values():
                 each.parts = each.source.parts()
-            self._seen = False
-            out = self._run(inputs)
-        self.summed = self._read_by_parts(out)
-
-    _seen = True  # while it is to be noted
+            self.notes = False
+            self.summed = self._read_by_parts(run())
 
     def apply(self, mesh: DeviceMesh) -> None:
         """Keep this rank's pieces, everything on the tensor-parallel mesh."""
+        self.summed = [entry for entry in self.summed if entry.module._parameters.get(entry.name) is not None]
         for path, module in self.module.named_modules():
             made = self.cut.get(path)
             for name, value in list(module._parameters.items()):
@@ -118,27 +120,6 @@ class OwnSplits:
                     keep_whole(module, name, mesh)
                 else:
                     cut(module, name, mesh, piece)
-
-    def carry(self, blocks: Sequence[nn.Module]) -> None:
-        """Let parts pass the hooks of sharding, which know plain tensors only."""
-        for block in blocks:
-            _carried(block)
-
-    def _run(self, inputs: Inputs) -> Any:
-        try:
-            with torch.device("meta"):
-                return self.module(**inputs)
-        except RefusedError as error:
-            raise refusal(error, _place(error)) from None
-        except PlannerError:
-            raise
-        except Exception as error:
-            raise PlannerError(
-                "the module runs on its example, shapes alone, each rank with its parts",
-                value=f"{type(error).__name__}: {error} ({_place(error)})",
-                remedy="make example(batch, seq_len) fit the module, or plan with --fix tp=1,pp=1",
-                key="model",
-            ) from error
 
     def _wrap(self, groups: Sequence[nn.Module]) -> None:
         taken: set[int] = set()
@@ -177,7 +158,7 @@ class OwnSplits:
                 module._parameters[name] = value
 
     @contextmanager
-    def _hidden(self) -> Iterator[None]:
+    def hidden(self) -> Iterator[None]:
         """Cut weights for none but their own modules to read."""
         for each in self.cut.values():
             parameters: dict[str, Any] = each.module._parameters
@@ -189,13 +170,14 @@ class OwnSplits:
             yield
         finally:
             for each in self.cut.values():
-                each.module._parameters.update(each.whole)
+                held: dict[str, Any] = each.module._parameters
+                held |= {name: each.whole[name] for name, value in held.items() if isinstance(value, Hidden)}
                 each.whole = {}
 
     def _read_by_parts(self, out: Any) -> list[Summed]:
         """Weights that are whole, and of whose reading each rank does a part only."""
         readers: dict[int, set[bool]] = {}
-        for parameter, by_part in _readers(out):
+        for parameter, by_part in readers_of(out):
             readers.setdefault(id(parameter), set()).add(by_part)
         found = []
         for module in self.module.modules():
@@ -203,6 +185,24 @@ class OwnSplits:
                 if value is not None and readers.get(id(value)) == {True}:
                     found.append(Summed(module, name, self.peers))
         return found
+
+
+def run_on_example(module: nn.Module, inputs: Inputs) -> Any:
+    """A module on the meta device, run once."""
+    try:
+        with torch.device("meta"):
+            return module(**inputs)
+    except RefusedError as error:
+        raise refusal(error, _place(error)) from None
+    except PlannerError:
+        raise
+    except Exception as error:
+        raise PlannerError(
+            "the module runs on its example, shapes alone, each rank with its parts",
+            value=f"{type(error).__name__}: {error} ({_place(error)})",
+            remedy="make example(batch, seq_len) fit the module, or plan with --fix tp=1,pp=1",
+            key="model",
+        ) from error
 
 
 class Hidden(Tensor):
@@ -281,7 +281,7 @@ def _columns(made: CutModule, shared: SharedInput, splits: OwnSplits) -> Callabl
         if made.plan.split == "vocab" and size % peers.size:
             padded = own.shape[-1] * peers.size
             return gathered(Cut.of(own, Along(own.dim() - 1, padded, peers)), peers)[..., :size]
-        source = made.source if splits._seen and made.plan.split == "column" else None
+        source = made.source if splits.notes and made.plan.split == "column" else None
         return Cut.of(own, Along(own.dim() - 1, size, peers, made.parts, source))
 
     return forward
@@ -359,6 +359,12 @@ def whole_output(out: Any) -> Any:
     return out
 
 
+def carry(blocks: Sequence[nn.Module]) -> None:
+    """Let parts pass the hooks of sharding, which know plain tensors only."""
+    for block in blocks:
+        _carried(block)
+
+
 def _carried(block: nn.Module) -> None:
     places: list[tuple[Any, Any]] = []
 
@@ -396,7 +402,7 @@ def _no_functions_of_parts() -> Iterator[None]:
     usual: Any = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(each, Cut) for each in (*args, *kwargs.values())):
+        if not cls.__module__.startswith("torch.") and any(isinstance(each, Cut) for each in (*args, *kwargs.values())):
             raise RefusedError(f"{cls.__name__}.apply: an autograd function of one's own is given a part")
         return usual.__get__(None, cls)(*args, **kwargs)
 
@@ -407,7 +413,7 @@ def _no_functions_of_parts() -> Iterator[None]:
         setattr(torch.autograd.Function, "apply", usual)  # noqa: B010
 
 
-def _readers(out: Any) -> Iterator[tuple[Tensor, bool]]:
+def readers_of(out: Any) -> Iterator[tuple[Tensor, bool]]:
     """Every weight that a result depends on, with whether this reader of it is a part's."""
     waiting = [x.grad_fn for x in _tensors(out) if x.grad_fn is not None]
     seen = set(waiting)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import planner
@@ -52,8 +51,23 @@ def test_tensor_parallel() -> None:
 
 
 def test_tensor_and_data_parallel() -> None:
-    cases = [all_cut("gpt", 4, tp=2, sp=False, zero=3), all_cut("llama", 4, tp=2, sp=True, zero=3, recompute="full")]
+    cases = [all_cut("gpt", 4, tp=2, sp=False, zero=3)]
+    cases += [all_cut("llama", 4, tp=2, sp=True, zero=3, recompute="full")]
     cases += [all_cut("literal", 4, tp=2, sp=True, zero=1), emitted("llama", 4, tp=2, zero=0)]
+    check(4, cases)
+
+
+def test_pipeline() -> None:
+    """Stages of unequal layers, what one process reads twice, extra arguments of layers; microbatches between."""
+    cases = [emitted("gpt", pp=2, schedule="1f1b"), emitted("llama", pp=2, schedule="gpipe", microbatch=2)]
+    cases += [emitted("llama", pp=2, vpp=1, recompute="full", microbatch=2)]
+    check(2, cases)
+
+
+def test_pipeline_of_cut_layers() -> None:
+    more = {"tp": 2, "pp": 2, "vpp": 1, "microbatch": 2}
+    cases = [all_cut("gpt", 4, sp=False, **more), all_cut("llama", 4, sp=True, **more)]
+    cases += [emitted("gpt", 4, pp=2, tp=1, zero=3, vpp=1, microbatch=1)]
     check(4, cases)
 
 
