@@ -70,7 +70,7 @@ class OwnRunner(Runner):
         self.sharding = shard_groups(self.module, groups, self.meshes, workload.precision)
         if strategy.tp > 1:
             carry(blocks)
-        shared = self.stage.shared_weights() if self.stage is not None else []
+        shared = [] if self.stage is None else self.stage.shared
         self.module.to_empty(device=device)
         _tie(ties)
         fill_parameters(self.module, source)
@@ -159,11 +159,11 @@ class OwnRunner(Runner):
             for number, part in enumerate(parts):
                 self.sharding.before_backward(last=number == len(parts) - 1)
                 with phase("forward"):
-                    out = self.module(**part)
+                    out = whole_output(self.module(**part))
                 loss = self._loss(out, part)
                 with phase("backward"):
                     torch.autograd.backward(loss)
-                self.sharding.finish()
+        self.sharding.finish()
         synchronise([*self.summed, *self.ends])
         total = self.total.clone()
         if self.meshes.tp.rank:
@@ -177,7 +177,7 @@ class OwnRunner(Runner):
     def _loss(self, out: Any, part: dict[str, Any]) -> Tensor:
         """What backward of one microbatch starts from; it is counted."""
         function = self.objective.function or _own_loss
-        loss, count = function(whole_output(out), part)
+        loss, count = function(out, part)
         both = (loss.detach(), torch.as_tensor(count, device=self.device))
         self.total += torch.stack([each.double() for each in both])
         return loss

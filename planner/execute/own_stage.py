@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from planner.errors import PlannerError
 from planner.execute.cut import Along, Cut
-from planner.execute.own_splits import readers_of
+from planner.execute.own_splits import readers_of, whole_output
 from planner.execute.parameters import replace_forward, replaced
 from planner.spec.paths import Span
 
@@ -59,8 +59,9 @@ class OwnStage:
         self.count = len(layers)
         self.between = Between()
         self.received: Tensor | None = None
-        self.shared: set[int] = set()  # weights that the first and the last stage read, by id
+        self.shared: list[tuple[nn.Module, str]] = []  # weights that the first and the last stage have both
         self._kept: set[int] = set()
+        self._twice: set[int] = set()
         self._tables: dict[str, Any] = {}  # modules in front of the layers: their results
         self._stand_in: Any = None
         self._whole = True
@@ -96,19 +97,10 @@ class OwnStage:
         around = {id(weight) for weight in behind} - {id(weight) for weight in alone}
         if around:
             raise _refused("a value from in front of the layers is read behind them", self._path_of(around))
-        self.shared = {id(weight) for weight in front} & {id(weight) for weight in alone}
+        self._twice = {id(weight) for weight in front} & {id(weight) for weight in alone}
         self._kept = {id(weight) for weight in (front if self.is_first else ())}
         self._kept |= {id(weight) for weight in (alone if self.is_last else ())}
         self._tables = {path: seen.before[path] for path in tables}
-
-    def shared_weights(self) -> list[tuple[nn.Module, str]]:
-        """Copies that another stage has too, once each."""
-        found: dict[int, tuple[nn.Module, str]] = {}
-        for module in self.module.modules():
-            for name, value in module._parameters.items():
-                if value is not None and id(value) in self.shared:
-                    found.setdefault(id(value), (module, name))
-        return list(found.values())
 
     def __call__(self, inputs: dict[str, Any], received: Tensor | None) -> Any:
         """One microbatch: what the next stage gets, or what the module returns."""
@@ -116,7 +108,9 @@ class OwnStage:
         self.received = Cut.of(received, along) if received is not None and along is not None else received
         out = self.module(**inputs)
         self.received = None
-        return out if self.is_last or not isinstance(out, Cut) else out.local
+        if self.is_last:
+            return whole_output(out)
+        return out.local if isinstance(out, Cut) else out
 
     def _dispatched(self, number: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,6 +204,10 @@ class OwnStage:
         inside = {id(module) for layer in self.layers.values() for module in layer.modules()}
         for module in list(self.module.modules()):
             for name, value in list(module._parameters.items()):
+                if value is not None and id(value) in self._twice & self._kept:
+                    self._twice.remove(id(value))
+                    self.shared.append((module, name))
+                    continue
                 if value is None or id(value) in self._kept | own:
                     continue
                 module._parameters[name] = None

@@ -37,7 +37,7 @@ def graph_of(kind: str) -> Any:
 
 def check(gpus: int, cases: list[tuple[str, Plan]]) -> None:
     for wrong in run_world(gpus, run_cases, cases):
-        assert not wrong, "\n".join(wrong)
+        assert not wrong, "\n".join(w[:1500] for w in wrong)
 
 
 def test_tensor_parallel() -> None:
