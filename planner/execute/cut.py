@@ -286,7 +286,7 @@ def refusal(error: RefusedError, where: str) -> PlannerError:
     """What a person reads."""
     return PlannerError(
         "between the splits of a module of one's own runs only what each rank can do with its part",
-        value=f"{where}: {error}" if where else str(error),
+        value=f"{error} ({where})" if where else str(error),
         remedy="write split: replicate for the modules around it (input and output as the others have them), or "
         "plan with --fix sp=false or tp=1",
         key="modules",

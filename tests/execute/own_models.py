@@ -226,6 +226,26 @@ class Borrowing(Gpt):
         return F.cross_entropy(F.linear(self.ln_f(x), self.wte.weight).flatten(0, 1), labels.flatten())
 
 
+class Backward(Gpt):
+    """Its layers run from the last to the first."""
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        x = self.wte(tokens)
+        for block in reversed(self.h):
+            x = block(x)
+        return F.cross_entropy(self.lm_head(x).flatten(0, 1), labels.flatten())
+
+
+class Around(Gpt):
+    """What stands in front of the layers is read behind them too."""
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        first = x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.h:
+            x = block(x)
+        return F.cross_entropy(self.lm_head(x + first).flatten(0, 1), labels.flatten())
+
+
 def tokens_and_labels(batch: int, length: int) -> dict[str, Tensor]:
     """Zeros."""
     tokens = torch.zeros(batch, length, dtype=torch.long)
@@ -262,3 +282,11 @@ def borrowing() -> Made:
 
 def three_heads() -> Made:
     return Gpt(FusedAttention, width=24, heads=3), tokens_and_labels
+
+
+def backward() -> Made:
+    return Backward(FusedAttention), tokens_and_labels
+
+
+def around() -> Made:
+    return Around(FusedAttention), tokens_and_labels

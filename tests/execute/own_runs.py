@@ -41,7 +41,8 @@ class Perceptron(nn.Module):
 def own_plan(keys: dict[str, Any], *, gpus: int = 2, **more: Any) -> Plan:
     """A plan for any module."""
     workload = {"seq_len": LENGTH, "global_batch": SEQUENCES, "precision": "fp32"}
-    return made_up_plan(model="own.py:make", strategy=keys, gpus=gpus, workload=workload, layers=2, **more)
+    given = {"layers": 2} | more
+    return made_up_plan(model="own.py:make", strategy=keys, gpus=gpus, workload=workload, **given)
 
 
 def module_of(kind: str) -> tuple[nn.Module, Any]:
