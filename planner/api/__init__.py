@@ -114,8 +114,8 @@ def parallelize(
 
     `loss_fn(output, batch)` gives a sum over tokens and their number; without it the loss is cross-entropy of the
     batch's labels. A model on the meta device gets values drawn by path and seed, whatever the layout. Of a module
-    of one's own `example(batch, seq_len)` gives the keyword arguments, which tp and pp need to know; without it, that
-    of the file which the plan names is taken.
+    of one's own `example(batch, seq_len)` gives the keyword arguments, which tp and pp need to know; without it,
+    that of the file which the plan names is taken.
     """
     from planner.execute import runner
 

@@ -29,30 +29,35 @@ from planner.execute.cut_shapes import SHAPES
 from planner.execute.loss import IGNORED, token_loss_sum
 from planner.execute.seeds import apart
 
-_ELEMENTWISE = frozenset(
-    """abs add addcdiv addcmul bitwise_and bitwise_not bitwise_or celu clamp clamp_max clamp_min clip cos deg2rad div
-    divide elu eq erf erfc exp exp2 expm1 floor fmod ge gelu greater gt hardsigmoid hardswish hardtanh isfinite isinf
-    isnan le leaky_relu lerp less log log10 log1p log2 log_sigmoid logical_and logical_not logical_or logsigmoid lt
-    masked_fill maximum minimum mish mul multiply nan_to_num ne neg negative pow radd rdiv reciprocal relu relu6
-    remainder rmul round rpow rsqrt rsub rtruediv selu sigmoid sign silu sin sinh softplus softsign sqrt square sub
-    subtract tan tanh tanhshrink true_divide truediv trunc where iadd imul isub idiv itruediv conj
-    and or invert""".split()
-)
-_CASTS = frozenset(
-    """bfloat16 clone contiguous cuda detach double float half to type type_as zeros_like ones_like full_like
-    empty_like""".split()
-)
-_ASKED = frozenset(
-    """is_floating_point is_complex is_contiguous element_size get_device new_zeros new_ones new_full new_empty
-    new_tensor register_hook result_type repr format hash""".split()
-)
-_ASKED_ATTRIBUTES = frozenset(
-    "dtype device layout is_cuda is_meta is_sparse is_quantized is_nested requires_grad grad_fn is_cpu".split()
-)
-_OVER_DIMS = frozenset(
-    """softmax log_softmax softmin mean sum amax amin var std prod norm logsumexp cumsum cumprod all any
-    argmax argmin linalg_vector_norm vector_norm normalize""".split()
-)
+_ELEMENTWISE = frozenset((
+    "abs", "add", "addcdiv", "addcmul", "bitwise_and", "bitwise_not", "bitwise_or", "celu", "clamp",
+    "clamp_max", "clamp_min", "clip", "cos", "deg2rad", "div", "divide", "elu", "eq", "erf", "erfc", "exp",
+    "exp2", "expm1", "floor", "fmod", "ge", "gelu", "greater", "gt", "hardsigmoid", "hardswish", "hardtanh",
+    "isfinite", "isinf", "isnan", "le", "leaky_relu", "lerp", "less", "log", "log10", "log1p", "log2",
+    "log_sigmoid", "logical_and", "logical_not", "logical_or", "logsigmoid", "lt", "masked_fill", "maximum",
+    "minimum", "mish", "mul", "multiply", "nan_to_num", "ne", "neg", "negative", "pow", "radd", "rdiv",
+    "reciprocal", "relu", "relu6", "remainder", "rmul", "round", "rpow", "rsqrt", "rsub", "rtruediv", "selu",
+    "sigmoid", "sign", "silu", "sin", "sinh", "softplus", "softsign", "sqrt", "square", "sub", "subtract",
+    "tan", "tanh", "tanhshrink", "true_divide", "truediv", "trunc", "where", "iadd", "imul", "isub", "idiv",
+    "itruediv", "conj", "and", "or", "invert",
+))  # fmt: skip
+_CASTS = frozenset((
+    "bfloat16", "clone", "contiguous", "cuda", "detach", "double", "float", "half", "to", "type", "type_as",
+    "zeros_like", "ones_like", "full_like", "empty_like",
+))  # fmt: skip
+_ASKED = frozenset((
+    "is_floating_point", "is_complex", "is_contiguous", "element_size", "get_device", "new_zeros", "new_ones",
+    "new_full", "new_empty", "new_tensor", "register_hook", "result_type", "repr", "format", "hash",
+))  # fmt: skip
+_ASKED_ATTRIBUTES = frozenset((
+    "dtype", "device", "layout", "is_cuda", "is_meta", "is_sparse", "is_quantized", "is_nested",
+    "requires_grad", "grad_fn", "is_cpu",
+))  # fmt: skip
+_OVER_DIMS = frozenset((
+    "softmax", "log_softmax", "softmin", "mean", "sum", "amax", "amin", "var", "std", "prod", "norm",
+    "logsumexp", "cumsum", "cumprod", "all", "any", "argmax", "argmin", "linalg_vector_norm", "vector_norm",
+    "normalize",
+))  # fmt: skip
 
 
 def rule_of(call: Call) -> Rule:
@@ -86,7 +91,9 @@ def _elementwise(call: Call) -> Any:
     like = max(cuts, key=lambda cut: cut.local.dim())
     for other in cuts:
         if not like.along.like(other.along, like.local.dim(), other.local.dim()):
-            raise call.refused(f"tensors of {list(like.whole_shape)} and {list(other.whole_shape)} cut differently")
+            raise call.refused(
+                f"tensors of {list(like.whole_shape)} and {list(other.whole_shape)} cut differently"
+            )
     changes = call.name.endswith("_") or call.name in ("iadd", "imul", "isub", "idiv", "itruediv")
     if changes:
         call.first()
@@ -222,7 +229,9 @@ def _attention(call: Call) -> Any:
     mask = given.get("attn_mask")
     if isinstance(mask, Tensor):
         given["attn_mask"] = met_by(mask, call, along, along.dim - query.local.dim())
-    out = _drawn(given.get("dropout_p", 0.0), along, lambda: F.scaled_dot_product_attention(*own, **given))
+    out = _drawn(
+        given.get("dropout_p", 0.0), along, lambda: F.scaled_dot_product_attention(own[0], own[1], own[2], **given)
+    )
     return Cut.of(out, along)
 
 
@@ -241,7 +250,9 @@ def _drawn(dropped: float, along: Along, run: Any) -> Tensor:
 def _cross_entropy(call: Call) -> Any:
     """Each rank has the scores of some classes: log-sum-exp over ranks, without gathering them."""
     scores = call.first()
-    given = dict(zip(("weight", "size_average", "ignore_index", "reduce", "reduction"), call.args[2:], strict=False))
+    given = dict(
+        zip(("weight", "size_average", "ignore_index", "reduce", "reduction"), call.args[2:], strict=False)
+    )
     given |= call.kwargs
     target = call.value(1, "target")
     given.pop("target", None)

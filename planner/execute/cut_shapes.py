@@ -7,6 +7,7 @@ do so where the layer's weight is cut: `Source` notes where that is, before any 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -94,7 +95,9 @@ def _fitted(call: Call, along: Along, dim: int, wanted: Sequence[int]) -> Along:
     if size % along.size == 0:  # the same, or joined with what lies behind it
         times = size // along.size
         parts = tuple(part * times for part in along.parts)
-        return replace(along, dim=dim, size=size, parts=parts, unit=along.unit, source=along.source if times == 1 else None)
+        return replace(
+            along, dim=dim, size=size, parts=parts, unit=along.unit, source=along.source if times == 1 else None
+        )
     if along.size % size:
         raise call.refused(f"{along.size} that are cut taken apart by {size}")
     inner = along.size // size
@@ -122,7 +125,10 @@ def _permuted(order: Callable[[Call, int], Sequence[int]]) -> Rule:
 
 
 def _swapped(call: Call, ndim: int) -> Sequence[int]:
-    first, second = call.value(1, "dim0", call.kwargs.get("axis0")), call.value(2, "dim1", call.kwargs.get("axis1"))
+    first, second = (
+        call.value(1, "dim0", call.kwargs.get("axis0")),
+        call.value(2, "dim1", call.kwargs.get("axis1")),
+    )
     order = list(range(ndim))
     order[first], order[second] = order[second], order[first]
     return order
@@ -217,7 +223,7 @@ def _stretch(call: Call, cut: Cut, dim: int, start: int, end: int) -> Cut:
     known = along.boundaries()
     if not {start, end} <= set(known):
         raise call.refused(f"{start} to {end} of {along.size} that are cut in parts of {list(along.parts)}")
-    parts = tuple(b - a for a, b in zip(known, known[1:], strict=False) if start <= a and b <= end)
+    parts = tuple(b - a for a, b in itertools.pairwise(known) if start <= a and b <= end)
     ranks = along.peers.size
     own = cut.local.narrow(dim, start // ranks, (end - start) // ranks)
     return Cut.of(own, replace(along, size=end - start, parts=parts if len(parts) > 1 else ()))
@@ -267,7 +273,8 @@ def _getitem(call: Call) -> Any:
     found, dim = cut, 0
     for item in items:
         if item is None:
-            found = Cut.of(found.local.unsqueeze(dim), moved_to(found.along, found.along.dim + (dim <= found.along.dim)))
+            place = found.along.dim + (dim <= found.along.dim)
+            found = Cut.of(found.local.unsqueeze(dim), moved_to(found.along, place))
             dim += 1
         elif isinstance(item, slice):
             found = _sliced(call, found, dim, item)
@@ -290,8 +297,9 @@ def _sliced(call: Call, cut: Cut, dim: int, item: slice) -> Cut:
 SHAPES: dict[str, Rule] = {
     "size": _shape, "get shape": _shape, "dim": _shape, "get ndim": _shape, "numel": _shape, "nelement": _shape,
     "len": _shape, "view": _view, "reshape": _view, "view_as": _view_as, "reshape_as": _view_as,
-    "flatten": _flatten, "unflatten": _unflatten, "transpose": _permuted(_swapped), "swapaxes": _permuted(_swapped),
-    "swapdims": _permuted(_swapped), "permute": _permuted(_given_order), "movedim": _permuted(_moved),
+    "flatten": _flatten, "unflatten": _unflatten, "transpose": _permuted(_swapped),
+    "swapaxes": _permuted(_swapped), "swapdims": _permuted(_swapped), "permute": _permuted(_given_order),
+    "movedim": _permuted(_moved),
     "get mT": _permuted(_last_two), "unsqueeze": _unsqueeze, "squeeze": _squeeze, "expand": _expand,
     "split": _split, "chunk": _chunk, "narrow": _narrow, "unbind": _unbind, "select": _select,
     "getitem": _getitem, "iter": _iterated,

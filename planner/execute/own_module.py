@@ -61,16 +61,15 @@ class OwnRunner(Runner):
         self.meshes = build_meshes(strategy, device_type=device.type, kv_heads=strategy.tp, tied=True)
         self.module = without_values(model)
         self.summed: list[Summed] = []
-        self.stage: OwnStage | None = None
         ties = _tied(self.module)
-        blocks = self._cut_apart(plan, example)
+        blocks, self.stage = self._cut_apart(plan, example)
         _tie(ties)
         reshard = strategy.zero == 3 and strategy.pp == 1
         groups = [Group(modules=(block,), reshard=reshard) for block in blocks]
         self.sharding = shard_groups(self.module, groups, self.meshes, workload.precision)
         if strategy.tp > 1:
             carry(blocks)
-        shared = [] if self.stage is None else self.stage.shared
+        shared: list[tuple[nn.Module, str]] = [] if self.stage is None else self.stage.shared
         self.module.to_empty(device=device)
         _tie(ties)
         fill_parameters(self.module, source)
@@ -84,11 +83,12 @@ class OwnRunner(Runner):
             count = strategy.microbatches(workload.global_batch)
             self.flow = OwnPipeline(self.stage, self.meshes, self.sharding, self._loss, count, device, sent)
 
-    def _cut_apart(self, plan: Plan, example: Example | None) -> list[nn.Module]:
-        """Let the module run as the plan says, its weights cut or gone; the blocks that are left."""
+    def _cut_apart(self, plan: Plan, example: Example | None) -> tuple[list[nn.Module], OwnStage | None]:
+        """Let the module run as the plan says, its weights cut or gone; the blocks that are left, and the stage."""
         module, strategy = self.module, plan.strategy
         blocks = dict(_blocks(module))
-        splits = None
+        splits: OwnSplits | None = None
+        stage: OwnStage | None = None
         if strategy.tp > 1:
             splits = OwnSplits(module, plan.modules, self.meshes.tp, [*blocks.values(), module])
         for path, block in blocks.items():
@@ -96,24 +96,24 @@ class OwnRunner(Runner):
         if strategy.pp > 1:
             spans = plan.virtual_stages()
             layers = layers_of(module, max(span.last for _, _, span in spans) + 1)
-            self.stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2])
-        if splits is None and self.stage is None:
-            return list(blocks.values())
+            stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2])
+        if splits is None and stage is None:
+            return list(blocks.values()), stage
         run = partial(run_on_example, module, _inputs(example, plan, self.workload, self.dtype))
         with nullcontext() if splits is None else splits.hidden():
             if splits is not None:
                 splits.examine(run)
-            if self.stage is not None:
-                self.stage.examine(run)
-        if self.stage is not None:
-            self.stage.keep_own()
-            others = {id(layer) for layer in self.stage.layers.values()}
-            others -= {id(layer) for layer in self.stage.own_layers().values()}
+            if stage is not None:
+                stage.examine(run)
+        if stage is not None:
+            stage.keep_own()
+            others = {id(layer) for layer in stage.layers.values()}
+            others -= {id(layer) for layer in stage.own_layers().values()}
             blocks = {path: block for path, block in blocks.items() if id(block) not in others}
         if splits is not None:
             splits.apply(self.meshes.dense["tp"])
             self.summed = splits.summed
-        return list(blocks.values())
+        return list(blocks.values()), stage
 
     @classmethod
     def of(

@@ -75,7 +75,7 @@ class _InOrder(nn.Module):
     def __init__(self, pipeline: OwnPipeline) -> None:
         super().__init__()
         self.stage = pipeline.stage.module
-        self.__dict__["pipeline"] = pipeline
+        self.next, self.is_first = pipeline.forward, pipeline.stage.is_first
 
     def forward(self, x: Tensor) -> Any:
-        return self.pipeline.forward(None if self.pipeline.stage.is_first else x)
+        return self.next(None if self.is_first else x)

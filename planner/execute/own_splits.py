@@ -13,71 +13,25 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from planner.errors import PlannerError
-from planner.execute.cut import (
-    Along,
-    Cut,
-    Met,
-    RefusedError,
-    Source,
-    entering,
-    gathered,
-    mark_summed,
-    own_features,
-    refusal,
-    require_divisible,
-    summed_up,
-)
+from planner.execute.cut import Along, Cut, Met, RefusedError, gathered, mark_summed, refusal
 from planner.execute.mesh import Peers
-from planner.execute.parameters import Piece, Summed, cut, keep_whole, local, replace_forward
+from planner.execute.own_layers import CUT, CutModule, cut_module, forward_of
+from planner.execute.parameters import Summed, cut, keep_whole, replace_forward
 from planner.execute.styles import SharedInput
-from planner.spec.legality import padded_vocab
 from planner.spec.paths import lookup
-from planner.spec.plan import Layout, ModuleSplit
+from planner.spec.plan import ModuleSplit
 
 Inputs = Mapping[str, Any]
-
-_CUT = ("column", "row", "vocab")
-
-
-@dataclass(slots=True)
-class CutModule:
-    """A linear layer or a table of which each rank has a piece."""
-
-    path: str
-    module: nn.Module
-    plan: ModuleSplit
-    peers: Peers
-    source: Source
-    parts: tuple[int, ...] = ()
-    whole: dict[str, nn.Parameter] = field(default_factory=dict)  # while nothing is cut yet
-
-    def piece(self, name: str) -> Piece | None:
-        """Which part of a weight a rank keeps; None where it keeps the whole."""
-        ranks, rank = self.peers.size, self.peers.rank
-        if self.plan.split == "row":
-            return Piece(1, ranks, rank) if name == "weight" else None
-        if self.plan.split == "vocab":
-            return Piece(0, ranks, rank, padded_vocab(self.source.size, ranks))
-        return Piece(0, ranks, rank, parts=self.parts)
-
-    def weight(self, name: str) -> Tensor | None:
-        """This rank's part, or the whole of what is not cut."""
-        if self.whole:
-            piece, parameter = self.piece(name), self.whole.get(name)
-            return parameter if piece is None or parameter is None else piece.of(parameter)
-        held = self.module._parameters[name]
-        return held if held is None else local(held)
 
 
 class OwnSplits:
@@ -92,10 +46,9 @@ class OwnSplits:
         for path, child in module.named_modules():
             line = lookup(lines, path) if path else None
             along = line is not None and line.split == "sequence" and isinstance(child, nn.Embedding)
-            if line is not None and (line.split in _CUT or along) and child._parameters:
-                self.cut[path] = _cut_module(path, child, line, peers)
+            if line is not None and (line.split in CUT or along) and child._parameters:
+                self.cut[path] = cut_module(path, child, line, peers)
         self.summed: list[Summed] = []
-        self.notes = True  # where fused layers are taken apart
         self._wrap(groups)
 
     def examine(self, run: Callable[[], Any]) -> None:
@@ -103,8 +56,7 @@ class OwnSplits:
         with _no_functions_of_parts():
             run()
             for each in self.cut.values():
-                each.parts = each.source.parts()
-            self.notes = False
+                each.parts, each.notes = each.source.parts(), False
             self.summed = self._read_by_parts(run())
 
     def apply(self, mesh: DeviceMesh) -> None:
@@ -130,8 +82,8 @@ class OwnSplits:
             ours = {id(each.module): each for each in self.cut.values()}
             for module in inside:
                 if id(module) in ours:
-                    replace_forward(module, _forward_of(ours[id(module)], shared, self))
-            replace_forward(group, lambda forward, inside=inside: self._whole_inside(inside, forward))
+                    replace_forward(module, forward_of(ours[id(module)], shared))
+            replace_forward(group, partial(self._whole_inside, inside))
 
     def _whole_inside(self, modules: list[nn.Module], forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -144,18 +96,19 @@ class OwnSplits:
     def _plain(self, modules: list[nn.Module]) -> Iterator[None]:
         """Whole weights as the plain tensors that the user's code expects."""
         summed = {(id(entry.module), entry.name) for entry in self.summed}
-        kept: list[tuple[nn.Module, str, nn.Parameter]] = []
+        kept: list[tuple[dict[str, Any], str, Any]] = []
         try:
             for module in modules:
-                for name, value in module._parameters.items():
+                parameters: dict[str, Any] = module._parameters
+                for name, value in list(parameters.items()):
                     if isinstance(value, DTensor) and all(place.is_replicate() for place in value.placements):
-                        kept.append((module, name, value))
+                        kept.append((parameters, name, value))
                         plain: Any = value.to_local()
-                        module._parameters[name] = mark_summed(plain) if (id(module), name) in summed else plain
+                        parameters[name] = mark_summed(plain) if (id(module), name) in summed else plain
             yield
         finally:
-            for module, name, value in kept:
-                module._parameters[name] = value
+            for parameters, name, value in kept:
+                parameters[name] = value
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -228,124 +181,6 @@ class Hidden(Tensor):
         raise RefusedError(f"{path}, of which each rank has a part, is read outside of its module")
 
 
-def _cut_module(path: str, module: nn.Module, line: ModuleSplit, peers: Peers) -> CutModule:
-    fits = isinstance(module, nn.Linear) or (isinstance(module, nn.Embedding) and line.split in ("vocab", "sequence"))
-    if not fits or type(module).forward not in (nn.Linear.forward, nn.Embedding.forward):
-        raise PlannerError(
-            f"a {line.split} split does not fit a module of class {type(module).__name__}",
-            value=path,
-            remedy="in a module of one's own column, row, vocab cut nn.Linear, vocab nn.Embedding; others are kept "
-            "whole: write split: replicate, or plan with --fix tp=1",
-            key=f"modules.{path}",
-        )
-    size = 0
-    if isinstance(module, nn.Linear):
-        size = module.in_features if line.split == "row" else module.out_features
-        if line.split != "vocab" and size % peers.size:
-            raise PlannerError(
-                f"tp {peers.size} divides the features that a {line.split} split cuts",
-                value=f"{path}: {size}",
-                remedy="write split: replicate for the modules that are cut together, or plan with another tp",
-                key=f"modules.{path}",
-            )
-    elif isinstance(module, nn.Embedding):
-        size = module.num_embeddings
-        if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
-            raise PlannerError(
-                "a table that is cut looks up, and does nothing else",
-                value=path,
-                remedy="leave out max_norm, scale_grad_by_freq and sparse, or write split: replicate",
-                key=f"modules.{path}",
-            )
-    return CutModule(path, module, line, peers, Source(path, size))
-
-
-def _forward_of(made: CutModule, shared: SharedInput, splits: OwnSplits) -> Callable[[Any], Callable[..., Any]]:
-    makers: dict[str, Any] = {
-        "column": lambda: _columns(made, shared, splits),
-        "row": lambda: _rows(made),
-        "sequence": lambda: _own_tokens(made),
-        "vocab": lambda: _table(made) if isinstance(made.module, nn.Embedding) else _columns(made, shared, splits),
-    }
-    forward = makers[made.plan.split]()
-    return lambda _: forward
-
-
-def _columns(made: CutModule, shared: SharedInput, splits: OwnSplits) -> Callable[..., Any]:
-    """Some features on each rank; the gradient of what goes in is a sum. A vocabulary that is padded is gathered."""
-    peers, size = made.peers, made.source.size
-
-    def forward(input: Tensor) -> Tensor:  # noqa: A002  as torch calls it
-        whole = shared(input, lambda x: gathered(x, peers, gradient="partial"))
-        own = F.linear(whole, made.weight("weight"), made.weight("bias"))
-        if made.plan.split == "vocab" and size % peers.size:
-            padded = own.shape[-1] * peers.size
-            return gathered(Cut.of(own, Along(own.dim() - 1, padded, peers)), peers)[..., :size]
-        source = made.source if splits.notes and made.plan.split == "column" else None
-        return Cut.of(own, Along(own.dim() - 1, size, peers, made.parts, source))
-
-    return forward
-
-
-def _rows(made: CutModule) -> Callable[..., Any]:
-    """The products of each rank's features, summed; then the bias, once."""
-    layout = _layout(made)
-
-    def forward(input: Tensor) -> Tensor:  # noqa: A002
-        part = F.linear(own_features(input, made.peers), made.weight("weight"))
-        out = summed_up(part, layout, made.peers)
-        bias = made.weight("bias")
-        return out if bias is None else out + bias
-
-    return forward
-
-
-def _table(made: CutModule) -> Callable[..., Any]:
-    """Each rank looks up the rows it has; the rest is zero, and the sum is whole."""
-    table: Any = made.module
-    rows = padded_vocab(made.source.size, made.peers.size) // made.peers.size
-    first, layout = made.peers.rank * rows, _layout(made)
-    padding = table.padding_idx
-    silent = padding - first if padding is not None and first <= padding < first + rows else None
-
-    def forward(input: Tensor) -> Tensor:  # noqa: A002
-        own = input - first
-        elsewhere = (own < 0) | (own >= rows)
-        weight = made.weight("weight")
-        assert weight is not None
-        out = F.embedding(own.masked_fill(elsewhere, 0), weight, padding_idx=silent)
-        return summed_up(out.masked_fill(elsewhere[..., None], 0), layout, made.peers)
-
-    return forward
-
-
-def _own_tokens(made: CutModule) -> Callable[..., Any]:
-    """A whole table in which each rank looks up its part of the sequence."""
-    table: Any = made.module
-    peers = made.peers
-
-    def forward(input: Tensor) -> Tensor:  # noqa: A002
-        length = input.shape[-1]
-        require_divisible(length, peers, "tokens")
-        along = Along(input.dim() - 1, length, peers, tokens=True)
-        own = along.own(input, input.dim() - 1)
-        out = F.embedding(own, entering(table.weight, peers), padding_idx=table.padding_idx)
-        return Cut.of(out, along)
-
-    return forward
-
-
-def _layout(made: CutModule) -> Layout:
-    if made.plan.output not in ("replicate", "sequence"):
-        raise PlannerError(
-            f"the output of a {made.plan.split} split is replicate or sequence",
-            value=made.plan.output,
-            remedy="set output: replicate",
-            key=f"modules.{made.path}.output",
-        )
-    return made.plan.output
-
-
 def whole_output(out: Any) -> Any:
     """What a module returns, gathered where each rank has a part."""
     if isinstance(out, Cut):
@@ -402,7 +237,9 @@ def _no_functions_of_parts() -> Iterator[None]:
     usual: Any = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if not cls.__module__.startswith("torch.") and any(isinstance(each, Cut) for each in (*args, *kwargs.values())):
+        if not cls.__module__.startswith("torch.") and any(
+            isinstance(each, Cut) for each in (*args, *kwargs.values())
+        ):
             raise RefusedError(f"{cls.__name__}.apply: an autograd function of one's own is given a part")
         return usual.__get__(None, cls)(*args, **kwargs)
 

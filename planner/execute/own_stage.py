@@ -167,7 +167,9 @@ class OwnStage:
                 raise _refused("beside the hidden state a layer takes what follows from the inputs alone", path)
             if not seen.calls:
                 x = args[0]
-                self.between = Between(tuple(x.local.shape), x.along) if isinstance(x, Cut) else Between(tuple(x.shape))
+                self.between = (
+                    Between(tuple(x.local.shape), x.along) if isinstance(x, Cut) else Between(tuple(x.shape))
+                )
             shape = tuple(args[0].local.shape if isinstance(args[0], Cut) else args[0].shape)
             if shape != self.between.shape or _along_of(args[0]) != self.between.along:
                 raise _refused("the hidden state has one shape at all layers", path)
@@ -270,7 +272,9 @@ def _ran(seen: _Seen, path: str) -> Callable[..., None]:
 
 def _require_in_order(calls: Sequence[int], count: int) -> None:
     if list(calls) != list(range(count)):
-        raise _refused("the layers run once each, in the order of their list", ", ".join(map(str, calls)) or "none")
+        raise _refused(
+            "the layers run once each, in the order of their list", ", ".join(map(str, calls)) or "none"
+        )
 
 
 def _inside(values: Any) -> Iterator[Tensor]:

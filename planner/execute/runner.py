@@ -148,8 +148,8 @@ def parallelize(
     """Spread a whole model over the ranks of the running world as its plan says.
 
     A model that has values keeps them; one on the meta device gets values that follow from each weight's path
-    and the seed, whatever the layout. `weights` gives others by path. The model itself is left as it was. `example` is
-    that of a module of one's own, as its file returns it: with tp the module runs on it once, shapes alone.
+    and the seed, whatever the layout. `weights` gives others by path. The model itself is left as it was. Under tp
+    and pp a module of one's own first runs on its `example`, shapes alone.
     """
     if not is_known(model):
         from planner.execute.own_module import OwnRunner  # which is a runner

@@ -93,7 +93,11 @@ class Grouped(nn.Module):
         k = turned(self.k_norm(self.wk(x).view(b, s, self.kv_heads, self.depth)), *angles)
         v = self.wv(x).view(b, s, self.kv_heads, self.depth)
         times = self.heads // self.kv_heads
-        k = k[:, :, :, None, :].expand(b, s, self.kv_heads, times, self.depth).reshape(b, s, self.heads, self.depth)
+        k = (
+            k[:, :, :, None, :]
+            .expand(b, s, self.kv_heads, times, self.depth)
+            .reshape(b, s, self.heads, self.depth)
+        )
         v = v.repeat_interleave(times, dim=2)
         scores = torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) / self.depth**0.5
         hidden = torch.ones(s, s, dtype=torch.bool, device=x.device).triu(1)
