@@ -27,6 +27,7 @@ from planner.execute.cut import (
 )
 from planner.execute.cut_shapes import SHAPES
 from planner.execute.loss import IGNORED, token_loss_sum
+from planner.execute.phases import phase
 from planner.execute.seeds import apart
 
 _ELEMENTWISE = frozenset((
@@ -51,7 +52,7 @@ _ASKED = frozenset((
 ))  # fmt: skip
 _ASKED_ATTRIBUTES = frozenset((
     "dtype", "device", "layout", "is_cuda", "is_meta", "is_sparse", "is_quantized", "is_nested",
-    "requires_grad", "grad_fn", "is_cpu",
+    "requires_grad", "grad_fn", "is_cpu", "_base",
 ))  # fmt: skip
 _OVER_DIMS = frozenset((
     "softmax", "log_softmax", "softmin", "mean", "sum", "amax", "amin", "var", "std", "prod", "norm",
@@ -266,7 +267,8 @@ def _cross_entropy(call: Call) -> Any:
         return F.cross_entropy(gathered(scores, along.peers), target, **given)
     if scores.local.is_meta:
         return F.cross_entropy(gathered(scores, along.peers), target, reduction=reduction)
-    total = token_loss_sum(scores.local, target, along.size, along.peers)
+    with phase("loss"):
+        total = token_loss_sum(scores.local, target, along.size, along.peers)
     return total if reduction == "sum" else total / (target != IGNORED).sum()
 
 

@@ -84,7 +84,7 @@ class OwnRunner(Runner):
             self.flow = OwnPipeline(self.stage, self.meshes, self.sharding, self._loss, count, device, sent)
 
     def _cut_apart(self, plan: Plan, example: Example | None) -> tuple[list[nn.Module], OwnStage | None]:
-        """Let the module run as the plan says, its weights cut or gone; the blocks that are left, and the stage."""
+        """Let the module run as the plan says, its weights cut or gone; the blocks left, and the stage."""
         module, strategy = self.module, plan.strategy
         blocks = dict(_blocks(module))
         splits: OwnSplits | None = None

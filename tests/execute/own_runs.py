@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.errors import PlannerError
+from planner.execute.collectives import CollectiveCounter
 from planner.execute.runner import parallelize
 from planner.spec.plan import ModuleSplit, Plan
 from tests.examples.own_model import Model
@@ -128,6 +129,18 @@ def _refusal(call: Callable[[], Any]) -> str:
     with pytest.raises(PlannerError) as caught:
         call()
     return f"{caught.value.rule}: {caught.value.value}"
+
+
+def counted_step(kind: str, plan: Plan) -> list[tuple[Any, ...]]:
+    """What the tensor-parallel ranks of a second step send one another, in the plan's precision."""
+    module, example = module_of(kind)
+    runner = parallelize(module.float(), plan, example=example)
+    runner.step(batch_of(kind))
+    runner.zero_grad()
+    with CollectiveCounter(runner.meshes.axes) as counter:
+        runner.step(batch_of(kind))
+    found = [(call.phase, call.kind, call.count, call.bytes) for call in counter.counted() if call.axis == "tp"]
+    return sorted(found)
 
 
 def cut_refusals(cases: list[tuple[str, Plan]]) -> list[str]:

@@ -10,7 +10,16 @@ from planner.spec.graph import Graph
 from planner.spec.plan import ModuleSplit, Plan
 from planner.spec.splits import module_splits
 from tests.execute import own_models
-from tests.execute.own_runs import LENGTH, SEQUENCES, WHOLE, cut_refusals, own_plan, refusals, run_cases
+from tests.execute.own_runs import (
+    LENGTH,
+    SEQUENCES,
+    WHOLE,
+    counted_step,
+    cut_refusals,
+    own_plan,
+    refusals,
+    run_cases,
+)
 from tests.execute.world import run_world
 
 MIXERS = {"tokens": WHOLE, "layers.*.gate": WHOLE}
@@ -48,6 +57,14 @@ def test_tensor_parallel() -> None:
         cases += [all_cut(kind, sp=sp, microbatch=4) for sp in (False, True)]
     cases += [all_cut("llama", sp=True, recompute="full"), all_cut("gpt", recompute="full")]
     check(2, cases)
+
+
+def test_a_step_sends_what_the_plan_says() -> None:
+    kind, plan = emitted("gpt", tp=2, sp=False)
+    wanted = sorted((x.phase, x.kind, x.count, x.bytes) for x in plan.collectives if x.axis == "tp")
+    assert len(wanted) == 3
+    for found in run_world(2, counted_step, kind, plan):
+        assert found == wanted
 
 
 def test_pipeline() -> None:
