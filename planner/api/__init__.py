@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from planner.api.planning import open_plan as open_plan
 from planner.api.planning import plan as plan
 from planner.api.planning import plan_timeline as plan_timeline
 from planner.api.planning import planned as planned
+from planner.api.running import example_of
 from planner.api.running import measured_path as measured_path
 from planner.api.running import run as run
 from planner.api.sweeping import sweep as sweep
@@ -107,18 +108,23 @@ def parallelize(
     loss_fn: LossFunction | None = None,
     device: Any = None,
     seed: int = 0,
+    example: Callable[[int, int], Mapping[str, Any]] | None = None,
     compile: bool = False,  # noqa: A002 - as the flag is called
 ) -> Runner:
     """A model spread over the ranks of the running world as its plan says; `runner.step(batch)` trains it.
 
     `loss_fn(output, batch)` gives a sum over tokens and their number; without it the loss is cross-entropy of the
-    batch's labels. A model on the meta device gets values drawn by path and seed, whatever the layout. With
-    `compile` each block runs through torch.compile.
+    batch's labels. A model on the meta device gets values drawn by path and seed, whatever the layout. Of a module
+    of one's own `example(batch, seq_len)` gives the keyword arguments, which tp and pp need to know; without it,
+    that of the file which the plan names is taken. With `compile` each block runs through torch.compile.
     """
     from planner.execute import runner
 
     chosen = plan if isinstance(plan, Plan) else load_plan(plan)
-    return runner.parallelize(model, chosen, loss_fn=loss_fn, device=device, seed=seed, compile=compile)
+    given = example or example_of(chosen)
+    return runner.parallelize(
+        model, chosen, loss_fn=loss_fn, device=device, seed=seed, example=given, compile=compile
+    )
 
 
 def estimate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,17 @@ def run(
 def measured_path(plan: PlanLike) -> Path:
     """Where a run of a plan keeps what it measured unless told otherwise: beside its file."""
     return (Path.cwd() if isinstance(plan, Plan) else Path(plan).parent) / "measured.json"
+
+
+def example_of(plan: Plan) -> Callable[[int, int], Mapping[str, Any]] | None:
+    """How the file that a plan names calls its module; None where it names none that is here."""
+    file, _, function = plan.model.rpartition(":")
+    if not file.endswith(".py") or not Path(file).is_file():
+        return None
+    from planner.trace.user_module import loaded
+
+    def example(batch: int, seq_len: int) -> Mapping[str, Any]:
+        with loaded(Path(file), function) as (_, given, _):
+            return given(batch, seq_len)
+
+    return example

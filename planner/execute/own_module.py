@@ -1,12 +1,13 @@
-"""A user's own module under a plan: copies or shards of its state over data-parallel ranks, blocks that run again.
+"""A user's own module under a plan: layers cut over tensor-parallel ranks, state spread, blocks that run again.
 
-What stands between its layers is the user's code, of which we know nothing. So nothing is cut inside it: tensor,
-pipeline, context and expert parallelism need a model whose forward is known, and are refused.
+What stands between its layers is the user's code. It runs on parts of tensors where that is exact (`own_splits`);
+context and expert parallelism need a model whose attention and experts are known, and are refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,23 +18,27 @@ from torch.utils.checkpoint import checkpoint
 
 from planner.errors import PlannerError
 from planner.execute.compiled import compile_block
-from planner.execute.gradients import divide
+from planner.execute.gradients import TiedEnds, divide, synchronise
 from planner.execute.loss import IGNORED
 from planner.execute.mesh import Meshes, build_meshes
 from planner.execute.objective import Objective, require_tokens
-from planner.execute.parameters import replace_forward
+from planner.execute.own_pipeline import OwnPipeline
+from planner.execute.own_splits import OwnSplits, carry, run_on_example, whole_output
+from planner.execute.own_stage import OwnStage, layers_of, outermost_lists
+from planner.execute.parameters import Summed, pieces_of, replace_forward
 from planner.execute.phases import phase
 from planner.execute.runner import Runner, require_training, usual_device
-from planner.execute.sharding import Group, shard_groups
+from planner.execute.sharding import DTYPES, Group, shard_groups
 from planner.execute.weights import Source, copied_from, drawn_for, fill_parameters, without_values
 from planner.spec.legality import require_legal
 from planner.spec.paths import unmatched
 from planner.spec.plan import Plan
 from planner.spec.workload import TrainWorkload
 
+Example = Callable[[int, int], Mapping[str, Any]]  # of batch and length: the module's arguments
 Loss = Callable[[Any, Any], tuple[Tensor, Any]]  # of output and batch: a sum, and over how many
 
-_DEGREES = ("tp", "pp", "cp", "ep")
+_DEGREES = ("cp", "ep", "vpp")
 
 
 class OwnRunner(Runner):
@@ -47,6 +52,7 @@ class OwnRunner(Runner):
         loss_fn: Loss | None,
         device: torch.device,
         source: Source,
+        example: Example | None,
         *,
         compiled: bool,
     ) -> None:
@@ -54,22 +60,67 @@ class OwnRunner(Runner):
         self.stages, self.applied, self.tied, self.pipeline = {}, (), None, None
         self.dtype = next(model.parameters()).dtype
         self.objective = Objective(loss_fn)
-        self.meshes = build_meshes(plan.strategy, device_type=device.type, kv_heads=1)
+        strategy = plan.strategy
+        self.meshes = build_meshes(strategy, device_type=device.type, kv_heads=strategy.tp, tied=True)
         self.module = without_values(model)
+        self.summed: list[Summed] = []
         ties = _tied(self.module)
-        blocks = dict(_blocks(self.module))
+        blocks, self.stage = self._cut_apart(plan, example, compiled=compiled)
+        _tie(ties)
+        reshard = strategy.zero == 3 and strategy.pp == 1
+        groups = [Group(modules=(block,), reshard=reshard) for block in blocks]
+        self.sharding = shard_groups(self.module, groups, self.meshes, workload.precision)
+        if strategy.tp > 1:
+            carry(blocks)
+        shared: list[tuple[nn.Module, str]] = [] if self.stage is None else self.stage.shared
+        self.module.to_empty(device=device)
+        _tie(ties)
+        fill_parameters(self.module, source)
+        self.ends = [Summed(module, name, self.meshes.ends) for module, name in shared]
+        if self.ends:
+            self.tied = TiedEnds(tuple(self.ends), self.meshes.ends)
+        self.total = torch.zeros(2, dtype=torch.float64, device=device)  # the loss, and how many it is of
+        self.flow: OwnPipeline | None = None
+        if self.stage is not None:
+            sent = self.dtype if self.dtype == torch.float64 else DTYPES[workload.precision]
+            count = strategy.microbatches(workload.global_batch)
+            self.flow = OwnPipeline(self.stage, self.meshes, self.sharding, self._loss, count, device, sent)
+
+    def _cut_apart(
+        self, plan: Plan, example: Example | None, *, compiled: bool
+    ) -> tuple[list[nn.Module], OwnStage | None]:
+        """Let the module run as the plan says, its weights cut or gone; the blocks left, and the stage."""
+        module, strategy = self.module, plan.strategy
+        blocks = dict(_blocks(module))
+        splits: OwnSplits | None = None
+        stage: OwnStage | None = None
+        if strategy.tp > 1:
+            splits = OwnSplits(module, plan.modules, self.meshes.tp, [*blocks.values(), module])
         for path, block in blocks.items():
             if compiled:
                 compile_block(block)
             _recompute(path, block, plan)
-        reshard = plan.strategy.zero == 3
-        groups = [Group(modules=(block,), reshard=reshard) for block in blocks.values()]
-        self.sharding = shard_groups(self.module, groups, self.meshes, workload.precision)
-        self.module.to_empty(device=device)
-        for (owner, name), *others in ties:
-            for other, other_name in others:
-                other.register_parameter(other_name, getattr(owner, name))
-        fill_parameters(self.module, source)
+        if strategy.pp > 1:
+            spans = plan.virtual_stages()
+            layers = layers_of(module, max(span.last for _, _, span in spans) + 1)
+            stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2])
+        if splits is None and stage is None:
+            return list(blocks.values()), stage
+        run = partial(run_on_example, module, _inputs(example, plan, self.workload, self.dtype))
+        with nullcontext() if splits is None else splits.hidden():
+            if splits is not None:
+                splits.examine(run)
+            if stage is not None:
+                stage.examine(run)
+        if stage is not None:
+            stage.keep_own()
+            others = {id(layer) for layer in stage.layers.values()}
+            others -= {id(layer) for layer in stage.own_layers().values()}
+            blocks = {path: block for path, block in blocks.items() if id(block) not in others}
+        if splits is not None:
+            splits.apply(self.meshes.dense["tp"])
+            self.summed = splits.summed
+        return list(blocks.values()), stage
 
     @classmethod
     def of(
@@ -80,12 +131,15 @@ class OwnRunner(Runner):
         device: torch.device | str | None,
         seed: int,
         weights: Source | None,
+        example: Example | None,
         *,
         compiled: bool,
     ) -> OwnRunner:
         """Everything that would make the plan fail later is said before any work."""
         workload = require_training(plan)
-        _require_data_parallel(plan)
+        _require_runnable(plan)
+        if compiled:
+            _require_whole_blocks(plan)
         _require_same_paths(plan, model)
         require_legal(None, workload, plan.strategy, plan.gpus)
         tensors = [*model.parameters(), *model.buffers()]
@@ -99,7 +153,7 @@ class OwnRunner(Runner):
             )
         place = torch.device(device) if device is not None else usual_device(next(model.parameters()))
         source = weights or (drawn_for(model, seed) if on_meta else copied_from(model))
-        return cls(model, plan, workload, loss_fn, place, source, compiled=compiled)
+        return cls(model, plan, workload, loss_fn, place, source, example, compiled=compiled)
 
     def step(self, batch: Any) -> Tensor:
         """Gradients of the mean over everything that all ranks count, and that mean."""
@@ -108,34 +162,64 @@ class OwnRunner(Runner):
             return self._run(parts)
 
     def _run(self, parts: list[dict[str, Any]]) -> Tensor:
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)  # the loss, and how many it is of
-        for number, part in enumerate(parts):
-            self.sharding.before_backward(last=number == len(parts) - 1)
-            with phase("forward"):
-                out = self.module(**part)
-            function = self.objective.function or _own_loss
-            loss, count = function(out, part)
-            with phase("backward"):
-                torch.autograd.backward(loss)
-            both = (loss.detach(), torch.as_tensor(count, device=self.device))
-            total += torch.stack([each.double() for each in both])
+        self.total.zero_()
+        if self.flow is not None:
+            self.sharding.before_backward(last=False)
+            self.flow.run(parts)
+        else:
+            for number, part in enumerate(parts):
+                self.sharding.before_backward(last=number == len(parts) - 1)
+                with phase("forward"):
+                    out = whole_output(self.module(**part))
+                loss = self._loss(out, part)
+                with phase("backward"):
+                    torch.autograd.backward(loss)
         self.sharding.finish()
+        synchronise([*self.summed, *self.ends])
+        total = self.total.clone()
+        if self.meshes.tp.rank:
+            total.zero_()  # what the first of its peers counts as well
         with phase("metadata"):
             dist.all_reduce(total)
         require_tokens(total[1])
         divide(self.module, total[1])
         return total[0] / total[1]
 
+    def _loss(self, out: Any, part: dict[str, Any]) -> Tensor:
+        """What backward of one microbatch starts from; it is counted."""
+        function = self.objective.function or _own_loss
+        loss, count = function(out, part)
+        both = (loss.detach(), torch.as_tensor(count, device=self.device))
+        self.total += torch.stack([each.double() for each in both])
+        return loss
 
-def _require_data_parallel(plan: Plan) -> None:
+    def _summed(self) -> list[Summed]:
+        return self.summed
+
+
+def _require_runnable(plan: Plan) -> None:
     strategy = plan.strategy
     others = [f"{axis} {getattr(strategy, axis)}" for axis in _DEGREES if getattr(strategy, axis) > 1]
+    if strategy.pp > 1 and strategy.schedule not in ("gpipe", "1f1b"):
+        others.append(f"schedule {strategy.schedule}")
     if others:
         raise PlannerError(
-            "a module of one's own runs data parallel: its forward is not ours to cut",
+            "a module of one's own runs with dp, tp and pp, in the schedules gpipe and 1f1b",
             value=", ".join(others),
-            remedy="plan with --fix " + ",".join(f"{axis}=1" for axis in _DEGREES),
+            remedy="plan with --fix cp=1,ep=1,vpp=1",
             key="strategy",
+        )
+
+
+def _require_whole_blocks(plan: Plan) -> None:
+    """A compiler does not know parts, nor layers that hand on what they get."""
+    cut = [f"{axis} {getattr(plan.strategy, axis)}" for axis in ("tp", "pp") if getattr(plan.strategy, axis) > 1]
+    if cut:
+        raise PlannerError(
+            "blocks of a module of one's own are compiled under dp alone",
+            value=", ".join(cut),
+            remedy="leave compile out, or plan with --fix tp=1,pp=1",
+            key="compile",
         )
 
 
@@ -151,14 +235,10 @@ def _require_same_paths(plan: Plan, model: nn.Module) -> None:
         )
 
 
-def _blocks(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Members of the outermost lists of modules."""
-    for name, child in model.named_children():
-        path = prefix + name
-        if isinstance(child, (nn.ModuleList, nn.Sequential)):
-            yield from ((f"{path}.{number}", block) for number, block in child.named_children())
-        else:
-            yield from _blocks(child, f"{path}.")
+    for path, found in outermost_lists(model):
+        yield from ((f"{path}.{number}", block) for number, block in found.named_children())
 
 
 def _recompute(path: str, block: nn.Module, plan: Plan) -> None:
@@ -186,6 +266,40 @@ def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((module, name))
     return [places for places in owners.values() if len(places) > 1]
+
+
+def _tie(ties: list[list[tuple[nn.Module, str]]]) -> None:
+    """Weights that are shared, shared again."""
+    for (owner, name), *others in ties:
+        for other, other_name in others:
+            if pieces_of(owner, name) != pieces_of(other, other_name):
+                raise PlannerError(
+                    "modules that share a weight cut it alike",
+                    value=f"{name} of {type(owner).__name__} and {other_name} of {type(other).__name__}",
+                    remedy="give both the same split, or keep both whole",
+                    key="modules",
+                )
+            other.register_parameter(other_name, getattr(owner, name))
+
+
+def _inputs(example: Example | None, plan: Plan, workload: TrainWorkload, dtype: torch.dtype) -> dict[str, Any]:
+    """What one microbatch gives the module, shapes alone."""
+    if example is None:
+        raise PlannerError(
+            "to cut a module of one's own takes an example of what it is called with",
+            value="none",
+            remedy="pass example to parallelize: example(batch, seq_len) gives the module's keyword arguments",
+            key="example",
+        )
+    with torch.device("meta"):
+        given = example(plan.strategy.microbatch, workload.seq_len)
+
+    def shape_of(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to("meta", dtype if value.is_floating_point() else None)
+
+    return {key: shape_of(value) for key, value in given.items()}
 
 
 def _microbatches(

@@ -26,10 +26,11 @@ from planner.execute.apply import Applied
 from planner.execute.mesh import Meshes
 from planner.execute.objective import Objective
 from planner.execute.phases import phase
+from planner.execute.sharding import Sharding
 from planner.execute.step import Microbatch
 from planner.spec.strategy import Schedule
 
-_SCHEDULES: dict[Schedule, Any] = {
+SCHEDULES: dict[Schedule, Any] = {
     "gpipe": ScheduleGPipe,
     "1f1b": Schedule1F1B,
     "interleaved": ScheduleInterleaved1F1B,
@@ -63,8 +64,8 @@ class Pipeline:
         hidden = next(iter(stages.values())).stage.spec.hidden
         sent = torch.empty((strategy.microbatch, between, hidden), dtype=dtype, device="meta", requires_grad=True)
         pieces = [
-            _Stage(
-                applied,
+            SentStage(
+                applied.sharding,
                 _Numbered(applied, self, own) if number == 0 else _Received(applied, own),
                 number,
                 self.count,
@@ -77,7 +78,7 @@ class Pipeline:
             for number, applied in stages.items()
         ]
         one = strategy.schedule in ("gpipe", "1f1b")
-        self.schedule = _SCHEDULES[strategy.schedule](
+        self.schedule = SCHEDULES[strategy.schedule](
             pieces[0] if one else pieces, microbatches, loss_fn=self._loss, scale_grads=False
         )
 
@@ -95,15 +96,15 @@ class Pipeline:
         return self.objective.of(self.last, out, self.microbatches[int(number)])
 
 
-class _Stage(PipelineStage):
+class SentStage(PipelineStage):
     """torch 2.11 greets neighbours with messages that hang where a V has two of them on one rank.
 
     And it compares what a stage puts out with what it sends, which the last one does not: those are its logits.
     """
 
-    def __init__(self, applied: Applied, module: nn.Module, *args: Any, **keys: Any) -> None:
+    def __init__(self, sharding: Sharding, module: nn.Module, *args: Any, **keys: Any) -> None:
         super().__init__(module, *args, **keys)
-        self._sharding = applied.sharding
+        self._sharding = sharding
 
     def backward_weight_one_chunk(self, *args: Any, **keys: Any) -> None:
         super().backward_weight_one_chunk(*args, **keys)

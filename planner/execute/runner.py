@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -144,18 +144,20 @@ def parallelize(
     device: torch.device | str | None = None,
     seed: int = 0,
     weights: Source | None = None,
+    example: Callable[[int, int], Mapping[str, Any]] | None = None,
     compile: bool = False,  # noqa: A002 - as the flag is called
 ) -> Runner:
     """Spread a whole model over the ranks of the running world as its plan says.
 
     A model that has values keeps them; one on the meta device gets values that follow from each weight's path
-    and the seed, whatever the layout. `weights` gives others by path. The model itself is left as it was.
-    With `compile` torch.compile makes kernels of each block, when the first step runs it.
+    and the seed, whatever the layout. `weights` gives others by path. The model itself is left as it was. Under tp
+    and pp a module of one's own first runs on its `example`, shapes alone. With `compile` torch.compile makes
+    kernels of each block, when the first step runs it.
     """
     if not is_known(model):
         from planner.execute.own_module import OwnRunner  # which is a runner
 
-        return OwnRunner.of(model, plan, loss_fn, device, seed, weights, compiled=compile)
+        return OwnRunner.of(model, plan, loss_fn, device, seed, weights, example, compiled=compile)
     workload = _require_fitting(model, plan)
     if compile:
         require_compilable(plan, spec_of(model))

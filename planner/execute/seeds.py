@@ -33,10 +33,12 @@ def drop_by_head(stage: Stage, meshes: Meshes, is_cut: Callable[[str], bool]) ->
         return
     for path, module in stage.named_modules():
         if isinstance(module, Core) and is_cut(path):
-            replace_forward(module, lambda forward: _apart(forward, meshes.tp.rank))
+            replace_forward(module, lambda forward: apart(forward, meshes.tp.rank))
 
 
-def _apart(forward: Callable[..., Any], rank: int) -> Callable[..., Any]:
+def apart(forward: Callable[..., Any], rank: int) -> Callable[..., Any]:
+    """A function that draws other random numbers on each rank of a group, from one that all of them draw."""
+
     def run(*args: Any, **kwargs: Any) -> Any:
         drawn = torch.randint(_FAR, (), device="cpu")
         start = 0 if isinstance(drawn, FakeTensor) else int(drawn)

@@ -252,7 +252,7 @@ class LeastPrices:
         """Contexts in which some block does better under its usual assignment in everything that a step reads."""
         result = np.zeros(len(self.found.layouts), dtype=np.bool_)
         for block, whole in together.items():
-            if whole:
+            if whole and (block, frozenset[str]()) in self._values:
                 usual, other = self._values[block, frozenset()], self._values[block, whole]
                 result |= np.all([usual[key] <= other[key] for key in usual], axis=0)
         return result

@@ -101,7 +101,7 @@ def _made_by(storage: str, makers: Mapping[str, Operator], products: frozenset[s
         seen.add(name)
         if maker.name in products:
             found.add(maker.name)
-        elif not maker.parameters or maker.kind == "norm":
+        elif not maker.parameters or maker.kind in ("norm", "elementwise"):  # a norm may be written out
             waiting += [tensor.name for tensor in maker.inputs]
     return found
 

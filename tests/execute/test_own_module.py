@@ -2,11 +2,104 @@
 
 from __future__ import annotations
 
-from planner.spec.plan import ModuleSplit
-from tests.execute.own_runs import WHOLE, own_plan, refusals, run_cases
+import functools
+from typing import Any
+
+import planner
+from planner.spec.graph import Graph
+from planner.spec.plan import ModuleSplit, Plan
+from planner.spec.splits import module_splits
+from tests.execute import own_models
+from tests.execute.own_runs import (
+    LENGTH,
+    SEQUENCES,
+    WHOLE,
+    counted_step,
+    cut_refusals,
+    own_plan,
+    refusals,
+    run_cases,
+)
 from tests.execute.world import run_world
 
 MIXERS = {"tokens": WHOLE, "layers.*.gate": WHOLE}
+SLOW = {"base": "dgx-h100", "set": {"device.peak_tflops.bf16": 0.002}}  # so slow that cutting work pays
+
+
+def emitted(kind: str, gpus: int = 2, **fix: Any) -> tuple[str, Plan]:
+    """What the planner answers for a model of own_models.py."""
+    workload = {"seq_len": LENGTH, "global_batch": SEQUENCES, "precision": "bf16"}
+    return kind, planner.plan(f"{own_models.__file__}:{kind}", SLOW, gpus, workload, fix)
+
+
+def all_cut(kind: str, gpus: int = 2, **keys: Any) -> tuple[str, Plan]:
+    """A plan that cuts everything that can be."""
+    lines = module_splits(graph_of(kind), sequence_parallel=keys.get("sp", False))
+    layers = 4 if keys.get("pp", 1) > 1 else 2
+    return kind, own_plan({"tp": 2, "schedule": "gpipe"} | keys, gpus=gpus, modules=lines, layers=layers)
+
+
+@functools.cache
+def graph_of(kind: str) -> Graph:
+    return planner.trace(f"{own_models.__file__}:{kind}")
+
+
+def check(gpus: int, cases: list[tuple[str, Plan]]) -> None:
+    for wrong in run_world(gpus, run_cases, cases):
+        assert not wrong, "\n".join(wrong)
+
+
+def test_tensor_parallel() -> None:
+    """Fused and grouped heads, heads that stand in the code alone, rotary positions, gates; with parts of the
+    sequence between, blocks that run again, several microbatches."""
+    cases = [emitted("gpt", tp=2), emitted("llama", tp=2, sp=False)]
+    for kind in ("gpt", "llama", "literal", "perceptrons"):
+        cases += [all_cut(kind, sp=sp, microbatch=4) for sp in (False, True)]
+    cases += [all_cut("llama", sp=True, recompute="full"), all_cut("gpt", recompute="full")]
+    check(2, cases)
+
+
+def test_a_step_sends_what_the_plan_says() -> None:
+    kind, plan = emitted("gpt", tp=2, sp=False)
+    wanted = sorted((x.phase, x.kind, x.count, x.bytes) for x in plan.collectives if x.axis == "tp")
+    assert len(wanted) == 3
+    for found in run_world(2, counted_step, kind, plan):
+        assert found == wanted
+
+
+def test_pipeline() -> None:
+    """A table at both ends, angles beside the hidden state, microbatches of several sequences."""
+    cases = [emitted("gpt", pp=2, vpp=1), emitted("llama", pp=2, schedule="gpipe", microbatch=2)]
+    cases += [all_cut("llama", tp=1, pp=2, schedule="1f1b", recompute="full", microbatch=2)]
+    check(2, cases)
+
+
+def test_four_ranks() -> None:
+    """Cut layers in stages, cut layers with sharded state, stages with sharded state."""
+    cases = [all_cut("gpt", 4, pp=2, microbatch=2), all_cut("llama", 4, pp=2, sp=True, schedule="1f1b")]
+    cases += [all_cut("gpt", 4, zero=3), all_cut("llama", 4, sp=True, zero=3, recompute="full")]
+    cases += [all_cut("literal", 4, sp=True, zero=1), emitted("gpt", 4, tp=1, pp=2, zero=3, vpp=1, microbatch=1)]
+    check(4, cases)
+
+
+def test_what_parts_cannot_do_is_refused() -> None:
+    """Before any weight is cut, with the line of the module's code."""
+    kinds = ("rolling", "rounding", "borrowing", "three_heads")
+    cases = [all_cut(kind) for kind in kinds]
+    stages = own_plan({"pp": 2, "schedule": "gpipe"}, layers=4)
+    cases += [("backward", stages), ("around", stages), ("perceptrons", own_plan({"pp": 2}, layers=6))]
+    rule = "between the splits of a module of one's own runs only what each rank can do with its part: "
+    wanted = [
+        rule + "roll: not known to be the same on a part of a tensor (own_models.py:",
+        rule + "Straight.apply: an autograd function of one's own is given a part (own_models.py:",
+        rule + "wte.weight, of which each rank has a part, is read outside of its module (own_models.py:",
+        rule + "3 heads are no multiple of tp 2 (own_models.py:",
+        "in a pipeline the layers run once each, in the order of their list: 3, 2, 1, 0",
+        "in a pipeline a value from in front of the layers is read behind them: ",
+        "the 6 layers of the plan are the members of one list of the module: blocks of 4",
+    ]
+    for found in run_world(2, cut_refusals, cases):
+        assert [text[: len(start)] for text, start in zip(found, wanted, strict=True)] == wanted
 
 
 def test_data_parallel() -> None:
@@ -26,15 +119,18 @@ def test_copies_of_shards() -> None:
 
 def test_refused() -> None:
     plans = [
+        own_plan({"cp": 2}),
         own_plan({"tp": 2}),
-        own_plan({"pp": 2}),
+        own_plan({"pp": 2, "vpp": 2, "schedule": "interleaved"}, layers=4),
         own_plan({"zero": 1}, modules={"layers.0-5.mlp": ModuleSplit(split="replicate")}),
         own_plan({"zero": 1}, recompute={"layers.2": "selective"}),
     ]
     for found in run_world(2, refusals, plans):
         assert found == [
-            "a module of one's own runs data parallel: its forward is not ours to cut: tp 2",
-            "a module of one's own runs data parallel: its forward is not ours to cut: pp 2",
+            "a module of one's own runs with dp, tp and pp, in the schedules gpipe and 1f1b: cp 2",
+            "to cut a module of one's own takes an example of what it is called with: none",
+            "a module of one's own runs with dp, tp and pp, in the schedules gpipe and 1f1b: vpp 2, "
+            "schedule interleaved",
             "each line of the plan names a module of the model: layers.0-5.mlp",
             "of a module of one's own a block is kept, or runs again as a whole: layers.2: selective",
             "each tensor of a batch has global_batch/dp = 4 rows: tokens [8, 12]",

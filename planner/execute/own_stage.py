@@ -1,0 +1,316 @@
+"""A pipeline stage of a user's own module: the module itself, of which earlier layers hand on and later ones stop.
+
+The user's forward runs on every stage from its inputs, so masks and positions that it makes of them are there.
+The first layer of a stage takes what was received instead of what comes along, which is nothing on a later stage:
+modules in front of the layers give numbers that are none. That nothing but the hidden state leads from one layer
+to the next, or around them, is seen before any weight is dropped, from what depends on which weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from planner.errors import PlannerError
+from planner.execute.cut import Along, Cut
+from planner.execute.own_splits import readers_of, whole_output
+from planner.execute.parameters import replace_forward, replaced
+from planner.spec.paths import Span
+
+Run = Callable[[], Any]
+
+
+class _StoppedError(Exception):
+    """A stage that is not the last ends where a later one's layers start."""
+
+    def __init__(self, x: Any) -> None:
+        super().__init__("a later stage's layer")
+        self.x = x
+
+
+@dataclass(slots=True)
+class Between:
+    """The hidden state that goes from stage to stage: what one rank sends."""
+
+    shape: tuple[int, ...] = ()
+    along: Along | None = None  # where each tensor-parallel rank has a part of the sequence
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a run of the whole module shows."""
+
+    calls: list[int] = field(default_factory=list)
+    before: dict[str, Any] = field(default_factory=dict)  # modules that ran in front of the layers: their results
+    after: set[str] = field(default_factory=set)  # that ran behind the first layer, outside of layers
+    last: Any = None  # what the latest layer returned
+
+
+class OwnStage:
+    """The layers of one pipeline rank in a module on the meta device."""
+
+    def __init__(self, module: nn.Module, layers: dict[str, nn.Module], own: Span) -> None:
+        self.module, self.layers, self.own = module, layers, own
+        self.count = len(layers)
+        self.between = Between()
+        self.received: Tensor | None = None
+        self.shared: list[tuple[nn.Module, str]] = []  # weights that the first and the last stage have both
+        self._kept: set[int] = set()
+        self._twice: set[int] = set()
+        self._tables: dict[str, Any] = {}  # modules in front of the layers: their results
+        self._stand_in: Any = None
+        self._whole = True
+        for number, layer in enumerate(layers.values()):
+            replace_forward(layer, self._dispatched(number))
+        replace_forward(module, self._ended)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it runs what stands in front of the layers."""
+        return self.own.first == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it runs what stands behind the layers."""
+        return self.own.last == self.count - 1
+
+    def own_layers(self) -> dict[str, nn.Module]:
+        """Those that run here."""
+        return {path: layer for n, (path, layer) in enumerate(self.layers.items()) if n in self.own}
+
+    def examine(self, run: Run) -> None:
+        """See that stages can be cut, and where; `run` runs the module on its example, shapes alone."""
+        seen = _Seen()
+        with self._watched(seen):
+            run()
+        _require_in_order(seen.calls, self.count)
+        front = self._read_by(run, Span(0, -1))
+        tables = {path for path in seen.before if path not in seen.after}
+        behind = self._read_by(run, Span(self.count, self.count), seen.last)
+        with self._dummies({path: seen.before[path] for path in tables}):
+            alone = self._read_by(run, Span(self.count, self.count), seen.last)
+        around = {id(weight) for weight in behind} - {id(weight) for weight in alone}
+        if around:
+            raise _refused("a value from in front of the layers is read behind them", self._path_of(around))
+        self._twice = {id(weight) for weight in front} & {id(weight) for weight in alone}
+        self._kept = {id(weight) for weight in (front if self.is_first else ())}
+        self._kept |= {id(weight) for weight in (alone if self.is_last else ())}
+        self._tables = {path: seen.before[path] for path in tables}
+
+    def __call__(self, inputs: dict[str, Any], received: Tensor | None) -> Any:
+        """One microbatch: what the next stage gets, or what the module returns."""
+        along = self.between.along
+        self.received = Cut.of(received, along) if received is not None and along is not None else received
+        out = self.module(**inputs)
+        self.received = None
+        if self.is_last:
+            return whole_output(out)
+        return out.local if isinstance(out, Cut) else out
+
+    def _dispatched(self, number: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                if self._whole:
+                    return forward(*args, **kwargs)
+                if number > self.own.last:
+                    raise _StoppedError(args[0])
+                if number < self.own.first:
+                    ends = number == self.count - 1 and self._stand_in is not None
+                    return self._stand_in if ends else args[0]
+                if number == self.own.first and self.received is not None:
+                    args = (self.received, *args[1:])
+                return forward(*args, **kwargs)
+
+            return run
+
+        return wrap
+
+    def _ended(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return forward(*args, **kwargs)
+            except _StoppedError as stopped:
+                return stopped.x
+
+        return run
+
+    @contextmanager
+    def _watched(self, seen: _Seen) -> Iterator[None]:
+        """Notes the calls of layers, and of modules with weights outside of them."""
+        inside = {id(module) for layer in self.layers.values() for module in layer.modules()}
+        handles = []
+        for number, (path, layer) in enumerate(self.layers.items()):
+            handles.append(layer.register_forward_pre_hook(self._entered(seen, number, path), with_kwargs=True))
+            handles.append(layer.register_forward_hook(_left(seen, path)))
+        for path, module in self.module.named_modules():
+            if id(module) not in inside and module._parameters and not list(module.children()):
+                handles.append(module.register_forward_hook(_ran(seen, path)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entered(self, seen: _Seen, number: int, path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            if not args or not isinstance(args[0], Tensor):
+                raise _refused("a layer takes the hidden state as its first argument", path)
+            if seen.calls and args[0] is not seen.last:
+                raise _refused("a layer takes what the layer before it returned, as it is", path)
+            rest = (*args[1:], *kwargs.values())
+            if any(x.requires_grad for x in _inside(rest)):
+                raise _refused("beside the hidden state a layer takes what follows from the inputs alone", path)
+            if not seen.calls:
+                x = args[0]
+                self.between = (
+                    Between(tuple(x.local.shape), x.along) if isinstance(x, Cut) else Between(tuple(x.shape))
+                )
+            shape = tuple(args[0].local.shape if isinstance(args[0], Cut) else args[0].shape)
+            if shape != self.between.shape or _along_of(args[0]) != self.between.along:
+                raise _refused("the hidden state has one shape at all layers", path)
+            seen.calls.append(number)
+
+        return hook
+
+    def _read_by(self, run: Run, own: Span, result: Any = None) -> list[Tensor]:
+        """Weights that the part of the module around these layers depends on."""
+        stand_in = None
+        if result is not None:
+            plain = result.local if isinstance(result, Cut) else result
+            leaf = plain.detach().requires_grad_()
+            stand_in = Cut.of(leaf, result.along) if isinstance(result, Cut) else leaf
+        with replaced(self, "own", own), replaced(self, "_stand_in", stand_in), replaced(self, "_whole", False):
+            return [weight for weight, _ in readers_of(run()) if isinstance(weight, nn.Parameter)]
+
+    @contextmanager
+    def _dummies(self, results: dict[str, Any]) -> Iterator[None]:
+        kept = [(self.module.get_submodule(path), result) for path, result in results.items()]
+        before = [module.forward for module, _ in kept]
+        for module, result in kept:
+            module.forward = _nothing_like(result)
+        try:
+            yield
+        finally:
+            for (module, _), forward in zip(kept, before, strict=True):
+                module.forward = forward
+
+    def keep_own(self) -> None:
+        """Take away weights that do not run here, and what would read them."""
+        self._whole = False
+        own = {id(value) for layer in self.own_layers().values() for value in layer.parameters()}
+        inside = {id(module) for layer in self.layers.values() for module in layer.modules()}
+        for module in list(self.module.modules()):
+            for name, value in list(module._parameters.items()):
+                if value is not None and id(value) in self._twice & self._kept:
+                    self._twice.remove(id(value))
+                    self.shared.append((module, name))
+                    continue
+                if value is None or id(value) in self._kept | own:
+                    continue
+                module._parameters[name] = None
+                if id(module) not in inside and list(module.children()):  # its own forward reads it
+                    del module._parameters[name]
+                    module.register_buffer(name, value.detach(), persistent=False)
+        if not self.is_first:
+            for path, result in self._tables.items():
+                self.module.get_submodule(path).forward = _nothing_like(result)
+
+    def _path_of(self, weights: set[int]) -> str:
+        """One of them by its path; one of a module that is cut has none now."""
+        return next((path for path, value in self.module.named_parameters() if id(value) in weights), "a table")
+
+
+def layers_of(module: nn.Module, count: int) -> dict[str, nn.Module]:
+    """The members of the one outermost list that has as many as the plan has layers."""
+    lists = [(path, found) for path, found in outermost_lists(module) if len(found) == count]
+    if len(lists) != 1:
+        raise PlannerError(
+            f"the {count} layers of the plan are the members of one list of the module",
+            value=", ".join(f"{path} of {len(found)}" for path, found in outermost_lists(module)) or "no list",
+            remedy="keep the layers in one nn.ModuleList, or plan with --fix pp=1",
+            key="stages",
+        )
+    path, found = lists[0]
+    return {f"{path}.{number}": layer for number, layer in found.named_children()}
+
+
+def outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList | nn.Sequential]]:
+    """Lists of modules that are in no other list."""
+    for name, child in module.named_children():
+        path = prefix + name
+        if isinstance(child, (nn.ModuleList, nn.Sequential)):
+            yield path, child
+        else:
+            yield from outermost_lists(child, f"{path}.")
+
+
+def _left(seen: _Seen, path: str) -> Callable[..., None]:
+    def hook(_: nn.Module, args: Any, out: Any) -> None:
+        if not isinstance(out, Tensor):
+            raise _refused("a layer returns one tensor", path)
+        seen.last = out
+
+    return hook
+
+
+def _ran(seen: _Seen, path: str) -> Callable[..., None]:
+    def hook(_: nn.Module, args: Any, out: Any) -> None:
+        if seen.calls:
+            seen.after.add(path)
+        else:
+            if not isinstance(out, Tensor):
+                raise _refused("a module with weights in front of the layers returns one tensor", path)
+            seen.before[path] = out
+
+    return hook
+
+
+def _require_in_order(calls: Sequence[int], count: int) -> None:
+    if list(calls) != list(range(count)):
+        raise _refused(
+            "the layers run once each, in the order of their list", ", ".join(map(str, calls)) or "none"
+        )
+
+
+def _inside(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Cut):
+        yield values.local
+    elif isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        yield from _inside(tuple(values.values()))
+    elif isinstance(values, (list, tuple)):
+        for each in values:
+            yield from _inside(each)
+
+
+def _along_of(x: Any) -> Along | None:
+    return x.along if isinstance(x, Cut) else None
+
+
+def _nothing_like(result: Any) -> Callable[..., Any]:
+    """A forward that gives numbers that are none: where one were read, the loss would say so."""
+    if isinstance(result, Cut):
+        local, along = _nothing_like(result.local), result.along
+        return lambda *_, **__: Cut.of(local(), along)
+    shape, dtype = tuple(result.shape), result.dtype
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        device = next((x.device for x in _inside((args, kwargs))), None)
+        return torch.full(shape, float("nan"), dtype=dtype, device=device)
+
+    return forward
+
+
+def _refused(rule: str, value: str) -> PlannerError:
+    return PlannerError(
+        f"in a pipeline {rule}",
+        value=value,
+        remedy="write the module's forward so, or plan with --fix pp=1",
+        key="stages",
+    )

@@ -1,0 +1,296 @@
+"""Models as users write them, for plans that cut them: each function returns (module, example)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+VOCAB = 48
+
+Made = tuple[nn.Module, Callable[[int, int], dict[str, Tensor]]]
+
+
+class FusedAttention(nn.Module):
+    """One layer gives queries, keys and values; widths come from the input's shape."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.n_head, self.n_embd = heads, width
+        self.c_attn = nn.Linear(width, 3 * width)
+        self.c_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.size()
+        q, k, v = self.c_attn(x).split(self.n_embd, dim=2)
+        q, k, v = (t.view(batch, length, self.n_head, width // self.n_head).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.c_proj(y.transpose(1, 2).contiguous().view(batch, length, width))
+
+
+class Layer(nn.Module):
+    """Norms before attention and before a feed-forward of two layers."""
+
+    def __init__(self, width: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = attention
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Gpt(nn.Module):
+    """Learned positions, one table for both ends, its own loss."""
+
+    def __init__(self, attention: Callable[[int, int], nn.Module], width: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(VOCAB, width), nn.Embedding(256, width)
+        self.h = nn.ModuleList(Layer(width, attention(width, heads)) for _ in range(4))
+        self.ln_f = nn.LayerNorm(width)
+        self.lm_head = nn.Linear(width, VOCAB, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.h:
+            x = block(x)
+        logits = self.lm_head(self.ln_f(x))
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), labels.view(-1))
+
+
+class Rms(nn.Module):
+    """A norm written out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
+
+
+class Grouped(nn.Module):
+    """Grouped keys, norms of heads, rotary positions that the model computes once."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.depth = heads, kv_heads, width // heads
+        self.wq = nn.Linear(width, width, bias=False)
+        self.wk = nn.Linear(width, kv_heads * self.depth, bias=False)
+        self.wv = nn.Linear(width, kv_heads * self.depth, bias=False)
+        self.wo = nn.Linear(width, width, bias=False)
+        self.q_norm, self.k_norm = Rms(self.depth), Rms(self.depth)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        b, s, _ = x.shape
+        q = turned(self.q_norm(self.wq(x).view(b, s, self.heads, self.depth)), *angles)
+        k = turned(self.k_norm(self.wk(x).view(b, s, self.kv_heads, self.depth)), *angles)
+        v = self.wv(x).view(b, s, self.kv_heads, self.depth)
+        times = self.heads // self.kv_heads
+        k = (
+            k[:, :, :, None, :]
+            .expand(b, s, self.kv_heads, times, self.depth)
+            .reshape(b, s, self.heads, self.depth)
+        )
+        v = v.repeat_interleave(times, dim=2)
+        scores = torch.matmul(q.transpose(1, 2), k.permute(0, 2, 3, 1)) / self.depth**0.5
+        hidden = torch.ones(s, s, dtype=torch.bool, device=x.device).triu(1)
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        return self.wo(torch.einsum("bhqk,bkhd->bqhd", weights, v).flatten(2))
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions of [batch, length, heads, depth]."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos[None, :, None], sin[None, :, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+class Gated(nn.Module):
+    """Gate and value from one layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.both, self.down = nn.Linear(width, 6 * width, bias=False), nn.Linear(3 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.both(x).chunk(2, -1)
+        return self.down(F.silu(gate) * value)
+
+
+class GroupedLayer(nn.Module):
+    """Takes angles beside the hidden state; its scales are no module's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList((Rms(width), Rms(width)))
+        self.attention, self.ffn = Grouped(width, 4, 2), Gated(width)
+        self.scale = nn.Parameter(torch.full((width,), 0.5))
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        x = x + self.attention(self.norms[0](x), angles) * self.scale
+        return x + self.ffn(self.norms[1](x))
+
+
+class Llama(nn.Module):
+    """Returns its scores."""
+
+    def __init__(self, width: int = 16, layers: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, width)
+        self.layers = nn.ModuleList(GroupedLayer(width) for _ in range(layers))
+        self.norm, self.out = Rms(width), nn.Linear(width, VOCAB, bias=False)
+        self.depth = width // 4
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        place = torch.arange(tokens.shape[1], device=tokens.device).to(x.dtype)
+        turns = place[:, None] * 0.3 ** torch.arange(self.depth // 2, device=tokens.device).to(x.dtype)
+        angles = turns.cos(), turns.sin()
+        for layer in self.layers:
+            x = layer(x, angles)
+        return self.out(self.norm(x)).float() if x.dtype == torch.bfloat16 else self.out(self.norm(x))
+
+
+class LiteralAttention(nn.Module):
+    """Four heads, which stand in the code alone; queries, keys and values by a view."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, width = x.shape
+        q, k, v = self.qkv(x).view(b, s, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, s, -1))
+
+
+class Perceptrons(nn.Module):
+    """Numbers in, numbers out."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(inplace=True), nn.Linear(4 * width, width))
+            for _ in range(4)
+        )
+        self.last = nn.Linear(width, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x)
+
+
+class Rolling(nn.Module):
+    """Features moved across heads, which no part can do alone."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).roll(1, -1))
+
+
+class Straight(torch.autograd.Function):
+    """A gradient of the user's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class Rounding(Rolling):
+    """A custom function between the splits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(Straight.apply(self.up(x)))
+
+
+class Borrowing(Gpt):
+    """Reads the table's weight itself."""
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        x = self.wte(tokens)
+        for block in self.h:
+            x = block(x)
+        return F.cross_entropy(F.linear(self.ln_f(x), self.wte.weight).flatten(0, 1), labels.flatten())
+
+
+class Backward(Gpt):
+    """Its layers run from the last to the first."""
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        x = self.wte(tokens)
+        for block in reversed(self.h):
+            x = block(x)
+        return F.cross_entropy(self.lm_head(x).flatten(0, 1), labels.flatten())
+
+
+class Around(Gpt):
+    """What stands in front of the layers is read behind them too."""
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        first = x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.h:
+            x = block(x)
+        return F.cross_entropy(self.lm_head(x + first).flatten(0, 1), labels.flatten())
+
+
+def tokens_and_labels(batch: int, length: int) -> dict[str, Tensor]:
+    """Zeros."""
+    tokens = torch.zeros(batch, length, dtype=torch.long)
+    return {"tokens": tokens, "labels": torch.zeros_like(tokens)}
+
+
+def gpt() -> Made:
+    return Gpt(FusedAttention), tokens_and_labels
+
+
+def literal() -> Made:
+    return Gpt(LiteralAttention), tokens_and_labels
+
+
+def llama() -> Made:
+    return Llama(), lambda batch, length: {"tokens": torch.zeros(batch, length, dtype=torch.long)}
+
+
+def perceptrons() -> Made:
+    return Perceptrons(), lambda batch, length: {"x": torch.zeros(batch, length, 6)}
+
+
+def rolling() -> Made:
+    return Gpt(Rolling), tokens_and_labels
+
+
+def rounding() -> Made:
+    return Gpt(Rounding), tokens_and_labels
+
+
+def borrowing() -> Made:
+    return Borrowing(FusedAttention), tokens_and_labels
+
+
+def three_heads() -> Made:
+    return Gpt(FusedAttention, width=24, heads=3), tokens_and_labels
+
+
+def backward() -> Made:
+    return Backward(FusedAttention), tokens_and_labels
+
+
+def around() -> Made:
+    return Around(FusedAttention), tokens_and_labels
