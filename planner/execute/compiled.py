@@ -40,7 +40,7 @@ def compile_block(block: nn.Module, *, as_one_graph: bool = False) -> None:
 
 
 def require_compilable(plan: Plan, spec: ModelSpec | None) -> None:
-    """Refuse what a compiled block cannot do. Without a spec nothing is known of the blocks."""
+    """Refuse what a compiled block cannot do. A module of one's own has no spec."""
     strategy = plan.strategy
     if in_two_parts(strategy.schedule, strategy.pp):
         raise PlannerError(
@@ -50,6 +50,14 @@ def require_compilable(plan: Plan, spec: ModelSpec | None) -> None:
             key="compile",
         )
     if spec is None:
+        cut = [f"{axis} {getattr(strategy, axis)}" for axis in ("tp", "pp") if getattr(strategy, axis) > 1]
+        if cut:  # parts of tensors are no plain ones, and layers of other stages hand on what they get
+            raise PlannerError(
+                "blocks of a module of one's own are compiled under dp alone",
+                value=", ".join(cut),
+                remedy="leave compile out, or plan with --fix tp=1,pp=1",
+                key="compile",
+            )
         return
     kept = [layer for layer in range(spec.layers) if plan.recompute_of(f"blocks.{layer}") == "selective"]
     reasons: Mapping[str, Callable[[int], bool]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from planner.errors import PlannerError
-from planner.execute.compiled import compile_block
+from planner.execute.compiled import compile_block, require_compilable
 from planner.execute.gradients import TiedEnds, divide, synchronise
 from planner.execute.loss import IGNORED
 from planner.execute.mesh import Meshes, build_meshes
@@ -139,7 +139,7 @@ class OwnRunner(Runner):
         workload = require_training(plan)
         _require_runnable(plan)
         if compiled:
-            _require_whole_blocks(plan)
+            require_compilable(plan, None)
         _require_same_paths(plan, model)
         require_legal(None, workload, plan.strategy, plan.gpus)
         tensors = [*model.parameters(), *model.buffers()]
@@ -208,18 +208,6 @@ def _require_runnable(plan: Plan) -> None:
             value=", ".join(others),
             remedy="plan with --fix cp=1,ep=1,vpp=1",
             key="strategy",
-        )
-
-
-def _require_whole_blocks(plan: Plan) -> None:
-    """A compiler does not know parts, nor layers that hand on what they get."""
-    cut = [f"{axis} {getattr(plan.strategy, axis)}" for axis in ("tp", "pp") if getattr(plan.strategy, axis) > 1]
-    if cut:
-        raise PlannerError(
-            "blocks of a module of one's own are compiled under dp alone",
-            value=", ".join(cut),
-            remedy="leave compile out, or plan with --fix tp=1,pp=1",
-            key="compile",
         )
 
 

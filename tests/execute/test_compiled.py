@@ -63,6 +63,13 @@ def test_refused(model: str, keys: dict[str, Any], rule: str) -> None:
         require_compilable(plan_of(spec, Strategy.from_dict(keys, gpus=2), 4), spec)
 
 
+@pytest.mark.parametrize("keys", [{"tp": 2}, {"pp": 2}])
+def test_modules_of_ones_own_are_compiled_whole(keys: dict[str, Any]) -> None:
+    require_compilable(own_plan({"zero": 3}), None)
+    with pytest.raises(PlannerError, match="compiled under dp alone"):
+        require_compilable(own_plan(keys, layers=4), None)
+
+
 def test_a_machine_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config
 
