@@ -53,9 +53,9 @@ def test_tensor_parallel() -> None:
     """Fused and grouped heads, heads that stand in the code alone, rotary positions, gates; with parts of the
     sequence between, blocks that run again, several microbatches."""
     cases = [emitted("gpt", tp=2), emitted("llama", tp=2, sp=False)]
-    for kind in ("gpt", "llama", "literal", "perceptrons"):
-        cases += [all_cut(kind, sp=sp, microbatch=4) for sp in (False, True)]
-    cases += [all_cut("llama", sp=True, recompute="full"), all_cut("gpt", recompute="full")]
+    cases += [all_cut("gpt", recompute="full"), all_cut("gpt", sp=True, microbatch=4)]
+    cases += [all_cut("llama", microbatch=4), all_cut("llama", sp=True, recompute="full")]
+    cases += [all_cut("literal"), all_cut("perceptrons"), all_cut("perceptrons", sp=True)]
     check(2, cases)
 
 
@@ -84,8 +84,14 @@ def test_four_ranks() -> None:
 
 def test_what_parts_cannot_do_is_refused() -> None:
     """Before any weight is cut, with the line of the module's code."""
-    kinds = ("rolling", "rounding", "borrowing", "three_heads")
-    cases = [all_cut(kind) for kind in kinds]
+    columns = ModuleSplit(split="column", output="features")
+    rows, table = ModuleSplit(split="row", input="features"), ModuleSplit(split="vocab")
+    cases = [
+        ("rolling", own_plan({"tp": 2}, modules={"h.*.attn.up": columns, "h.*.attn.down": rows})),
+        ("rounding", own_plan({"tp": 2}, modules={"h.*.attn.up": columns, "h.*.attn.down": rows})),
+        ("borrowing", own_plan({"tp": 2}, modules={"wte": table})),
+        ("three_heads", own_plan({"tp": 2}, modules={"h.*.attn.c_attn": columns, "h.*.attn.c_proj": rows})),
+    ]
     stages = own_plan({"pp": 2, "schedule": "gpipe"}, layers=4)
     cases += [("backward", stages), ("around", stages), ("perceptrons", own_plan({"pp": 2}, layers=6))]
     rule = "between the splits of a module of one's own runs only what each rank can do with its part: "
