@@ -36,6 +36,7 @@ class Facts:
     step: Count  # steps done
     sequences: Count  # read so far: where the data goes on
     seed: Count
+    data: str = ""  # that was read; empty where it was not told
     files: dict[str, Count] = field(default_factory=dict)  # bytes of each; empty where it was not told
     sums: dict[str, Count] = field(default_factory=dict)  # CRC-32 of small files; those of tensors hold their own
 
