@@ -75,10 +75,11 @@ def test_a_killed_run_goes_on_under_another_plan(tmp_path: Path) -> None:
 
     log, folder = tmp_path / "log.jsonl", tmp_path / "checkpoints"
     flags = ("--steps", "6", "--log", str(log), "--checkpoint", str(folder), "--every", "1", "--keep", "9")
-    code, _, told = ended(started(tmp_path, *flags, action="os.kill(os.getpid(), signal.SIGKILL)"))
+    code, _, told = ended(started(tmp_path, *flags, "--resume", action="os.kill(os.getpid(), signal.SIGKILL)"))
     assert code == 1
     assert "rank 1 (stage 0)" in told
     assert "signal 9" in told
+    assert "no checkpoint yet: starting at step 1" in told
     assert "blocks." in told
     assert "Traceback" not in told
     done = int((folder / "latest").read_text().split("-")[1])

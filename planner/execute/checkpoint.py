@@ -19,16 +19,29 @@ from pathlib import Path
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from planner.errors import PlannerError
-from planner.execute.checkpoint_folder import FACTS, LATEST, UNFINISHED, Facts, latest, name_of, written
+from planner.execute.checkpoint_folder import (
+    FACTS,
+    LATEST,
+    UNFINISHED,
+    Facts,
+    damaged,
+    latest,
+    name_of,
+    sum_of,
+    written,
+)
 from planner.execute.checkpoint_items import PartLoadPlanner, Parts, PartSavePlanner
+from planner.execute.checkpoint_reader import Altered, SummedReader
 from planner.execute.failure import RunFailed
 from planner.spec.codec import encode
 from planner.spec.files import write_text
+
+METADATA = ".metadata"  # torch's own: a pickle of where each tensor lies
 
 
 class Checkpoints:
@@ -47,7 +60,7 @@ class Checkpoints:
         return latest(self.folder)
 
     def load(self, facts: Facts, state: Parts) -> None:
-        """Fill parts from a checkpoint, under whatever layout it was written."""
+        """Fill parts from a checkpoint, under whatever layout it was written; altered bits are refused."""
         path = self.folder / name_of(facts.step)
         root = logging.getLogger()
         level = root.level
@@ -57,11 +70,14 @@ class Checkpoints:
             try:
                 load(
                     dict(state),
-                    storage_reader=FileSystemReader(path),
+                    storage_reader=SummedReader(path),
                     planner=PartLoadPlanner(),
                     process_group=self._group,
                 )
             except CheckpointException as error:
+                cause = _first(error)
+                if isinstance(cause, Altered):
+                    raise damaged(self.folder, path, str(cause)) from None
                 remedy = f"write the name of an earlier one into {self.folder / LATEST}, or give another folder"
                 raise _cause(error, f"the checkpoint {path} can be read", remedy) from None
             finally:
@@ -102,7 +118,8 @@ class Checkpoints:
             )
             if first:
                 sizes = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
-                write_text(beside / FACTS, json.dumps(encode(replace(facts, files=sizes))) + "\n")
+                told = replace(facts, files=sizes, sums={METADATA: sum_of(beside / METADATA)})
+                write_text(beside / FACTS, json.dumps(encode(told)) + "\n")
                 _sync(beside)
                 shutil.rmtree(final, ignore_errors=True)
                 beside.rename(final)
@@ -138,10 +155,16 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _cause(error: BaseException, rule: str, remedy: str) -> PlannerError:
-    """The first reason of a failure that ranks told one another, the tracebacks left out."""
+def _first(error: BaseException) -> BaseException:
+    """What the first of the ranks that failed had met."""
     while isinstance(error, CheckpointException) and error.failures:
         error = error.failures[min(error.failures)][0]
+    return error
+
+
+def _cause(error: BaseException, rule: str, remedy: str) -> PlannerError:
+    """The first reason of a failure that ranks told one another, the tracebacks left out."""
+    error = _first(error)
     if isinstance(error, PlannerError):
         return error
     told = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from planner.units import in_binary_bytes
 LATEST = "latest"
 FACTS = "run.json"
 UNFINISHED = ".part"
+ALTERED = "not what was written"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,9 @@ class Facts:
     step: Count  # steps done
     sequences: Count  # read so far: where the data goes on
     seed: Count
+    data: str = ""  # that was read; empty where it was not told
     files: dict[str, Count] = field(default_factory=dict)  # bytes of each; empty where it was not told
+    sums: dict[str, Count] = field(default_factory=dict)  # CRC-32 of small files; those of tensors hold their own
 
 
 def latest(folder: Path) -> Facts | None:
@@ -44,16 +48,19 @@ def latest(folder: Path) -> Facts | None:
         return None
     facts, fault = _told(path)
     if facts is None:
-        raise _damaged(folder, path, fault)
+        raise damaged(folder, path, fault)
     return facts
 
 
 def require_whole(folder: Path) -> None:
-    """Refuse the checkpoint to go on from where a file of it is gone or not as long as it was."""
+    """Refuse the checkpoint to go on from where a file of it is gone or not as it was.
+
+    The tensors themselves are compared when they are read, by the ranks that read them.
+    """
     path = _latest_path(folder)
     fault = _fault(path) if path is not None else ""
     if path is not None and fault:
-        raise _damaged(folder, path, fault)
+        raise damaged(folder, path, fault)
 
 
 def written(folder: Path) -> list[Path]:
@@ -93,10 +100,19 @@ def _fault(path: Path) -> str:
             return f"{path / name}: {error.strerror}"
         if found != size:
             return f"{path / name}: {found:,} of {size:,} bytes"
+    for name, told in facts.sums.items() if facts is not None else ():
+        if sum_of(path / name) != told:
+            return f"{path / name}: {ALTERED}"
     return fault
 
 
-def _damaged(folder: Path, path: Path, fault: str) -> PlannerError:
+def sum_of(path: Path) -> int:
+    """The CRC-32 of a small file."""
+    return zlib.crc32(path.read_bytes())
+
+
+def damaged(folder: Path, path: Path, fault: str) -> PlannerError:
+    """The refusal of a checkpoint, which names one before it that is whole."""
     others = (other.name for other in written(folder) if other != path and not _fault(other))
     whole = next(others, "")
     return PlannerError(

@@ -49,6 +49,11 @@ class TrainingData:
     seed: int
 
     @property
+    def told(self) -> str:
+        """What it is, so that a resumed run sees whether it is the same."""
+        return self.name if self.source is None else f"{Path(self.name).resolve()}, {len(self.source):,} tokens"
+
+    @property
     def windows(self) -> int:
         """Sequences that the data has; each shares its last token with the next one's first."""
         assert self.source is not None

@@ -212,7 +212,7 @@ class Watch(threading.Thread):
                 self._end("a rank that is asked to end ends its step", "see what it waits for, or does")
             if self.armed and now - record.changed > self._longest:
                 self._end(
-                    f"a step goes on within {self._longest:.0f} s", "see what it does, or give a longer --timeout"
+                    f"a step goes on within {self._longest:g} s", "see what it does, or give a longer --timeout"
                 )
 
     def _end(self, rule: str, remedy: str) -> None:

@@ -75,8 +75,8 @@ def _run(asked: RankArguments, record: Record) -> int:
         )
         if told := stack_mismatch(job.workload.stack, job.run.stack):
             reader.say(f"warning: {told}")
-        if training.step:
-            reader.say(f"resumed after step {training.step}")
+        for line in training.beginning:
+            reader.say(line)
         ended = training.go(reader)
     dist.barrier()
     return EXIT_DONE if ended else EXIT_TERMINATED
@@ -110,7 +110,7 @@ class Training:
         folder = job.checkpoint_folder
         self.checkpoints = None if folder is None else Checkpoints(folder, keep=run.keep)
         self.saved = 0
-        self._resume()
+        self.beginning = beginning(self._resume(), job.data.told) if run.resume else []
         for applied in self.runner.applied:
             record.follow(applied.stage, closed=applied.stage.blocks.values() if run.compile else ())
 
@@ -228,13 +228,14 @@ class Training:
             writes=self.placed.rank == 0,
         )
 
-    def _resume(self) -> None:
+    def _resume(self) -> Facts | None:
         facts = self.checkpoints.latest() if self.checkpoints is not None and self.job.run.resume else None
         if self.checkpoints is None or facts is None:
-            return
+            return None
         self.checkpoints.load(facts, self.state(to_save=False))
         self.optimizer.resume_at(facts.step)
         self.step, self.sequences, self.saved = facts.step, facts.sequences, facts.step
+        return facts
 
     def _save_when_due(self, *, last: bool) -> None:
         run = self.job.run
@@ -250,6 +251,7 @@ class Training:
             step=self.step,
             sequences=self.sequences,
             seed=run.seed,
+            data=self.job.data.told,
         )
         self.checkpoints.save(facts, self.state(to_save=True), wait=last)
         self.saved = self.step
@@ -283,6 +285,16 @@ class Training:
             first_loss=self.losses[0],
             last_loss=self.losses[-1],
         ).save(self.job.measured_path)
+
+
+def beginning(facts: Facts | None, data: str) -> list[str]:
+    """What a person is told of a run that was to go on."""
+    if facts is None:
+        return ["no checkpoint yet: starting at step 1"]
+    lines = [f"resumed after step {facts.step}"]
+    if facts.data not in ("", data):
+        lines.append(f"the data is another: {data}; before it was {facts.data}")
+    return lines
 
 
 def require_finite(loss: float, norm: float | None, step: int) -> None:

@@ -17,9 +17,8 @@ def show_verification(found: Verification) -> None:
     out = console()
     collectives = sum(len(stage.collectives) for stage in found.stages)
     if found.agrees:
-        collected = (
-            f"{collectives} sums of collectives are equal" if collectives else "neither issues a collective"
-        )
+        sums = "sum of collectives is" if collectives == 1 else "sums of collectives are"
+        collected = f"{collectives} {sums} equal" if collectives else "neither issues a collective"
         ranks = "one rank" if len(found.stages) == 1 else f"{len(found.stages)} pipeline ranks"
         verdict = f"The executor does what the plan says: {collected} over {ranks}"
         out.print(Text(f"{verdict}, and memory is within its interval.", style="bold green"))
@@ -82,7 +81,9 @@ def _alike(found: Verification) -> Iterator[tuple[str, StageCheck]]:
 def _parity_text(parity: Parity) -> str:
     """What ran, and how near it came."""
     ranks = f"{parity.processes} process{'es' if parity.processes > 1 else ''}"
-    small = f"A copy of {parity.layers} layers, {parity.strategy.label}, on {ranks}"
+    small = (
+        f"A copy of {parity.layers} layer{'s' if parity.layers > 1 else ''}, {parity.strategy.label}, on {ranks}"
+    )
     wrong = len(parity.differences)
     if wrong:
         return f"{small}: {wrong} of {len(parity.values)} values differ, by {parity.worst:.2g} at most."

@@ -165,6 +165,7 @@ class Plan:
         """A plan from YAML data."""
         if not isinstance(data, Mapping):
             return decode(cls, data, source)
+        _require_no_measurements(data, source or Source())
         _check_version(data, source or Source())
         resized = _with_figures_for(data)
         plan = _decoded(resized, source)
@@ -339,6 +340,17 @@ def content_digest(content: Any) -> str:
     """SHA-256 of a specification's keys and values, whatever their order in the file."""
     text = json.dumps(encode(content, omit_defaults=True), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _require_no_measurements(data: Mapping[str, Any], source: Source) -> None:
+    """Measurements stand beside a plan, have a version as well, and are easily given in its place."""
+    if "each_seconds" in data and "estimate" not in data:
+        raise PlannerError(
+            "a plan is wanted here",
+            value=f"measurements of a run, {source.name}",
+            remedy="give the plan that ran; tp-plan compare takes the plan first, then its measured.json",
+            key="file",
+        )
 
 
 def _check_version(data: Mapping[str, Any], source: Source) -> None:

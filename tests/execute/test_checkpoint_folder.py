@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ FACTS = Facts(
     sequences=56,
     seed=1,
     files={"__0_0.distcp": 5, ".metadata": 3},
+    sums={".metadata": zlib.crc32(b"111")},
 )
 
 
@@ -55,6 +57,7 @@ def test_what_was_cut_short_goes_and_the_whole_one_stays(tmp_path: Path) -> None
     [
         ("step-00000007/__0_0.distcp", "123", "__0_0.distcp: 3 of 5 bytes"),
         ("step-00000007/.metadata", None, ".metadata: No such file"),
+        ("step-00000007/.metadata", "101", ".metadata: not what was written"),
         ("step-00000007/run.json", None, "run.json: No such file"),
         ("step-00000007/run.json", '{"version": 1, "mo', "run.json is no JSON"),
         ("step-00000007/run.json", "{}", "run.json: the key model is required"),
@@ -66,7 +69,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_whole_one_before_named(
     tmp_path: Path, file: str, content: str | None, said: str
 ) -> None:
     keep(tmp_path, dataclasses.replace(FACTS, step=3))
-    keep(tmp_path, dataclasses.replace(FACTS, step=5, files={"gone": 1}))
+    keep(tmp_path, dataclasses.replace(FACTS, step=5, files={"gone": 1}, sums={}))
     (tmp_path / "step-00000005" / "gone").unlink()
     keep(tmp_path, FACTS)
     require_whole(tmp_path)

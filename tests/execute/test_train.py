@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from planner.execute.checkpoint_folder import Facts
 from planner.execute.failure import RunFailed
-from planner.execute.train import require_finite
+from planner.execute.train import beginning, require_finite
 from tests.execute.training import plan_for, watched_reductions
 from tests.execute.world import run_world
 from tests.tiny import tiny_spec
@@ -19,6 +20,16 @@ def test_a_rank_is_watched_while_it_hears_whether_to_go_on(tmp_path: Path) -> No
     for watched in run_world(2, functools.partial(watched_reductions, plan, tmp_path, steps=2)):
         assert len(watched) >= 2, "each of two steps ends with the ranks' word whether to go on"
         assert all(watched)
+
+
+def test_a_run_that_was_to_go_on_says_from_where_and_whether_its_data_is_another() -> None:
+    assert beginning(None, "synthetic") == ["no checkpoint yet: starting at step 1"]
+    facts = Facts(model="m", layout="l", optimizer="sgd", step=7, sequences=56, seed=1, data="/a.bin, 90 tokens")
+    assert beginning(facts, "/a.bin, 90 tokens") == ["resumed after step 7"]
+    assert beginning(facts, "/a.bin, 91 tokens") == [
+        "resumed after step 7",
+        "the data is another: /a.bin, 91 tokens; before it was /a.bin, 90 tokens",
+    ]
 
 
 def test_weights_that_are_no_numbers_end_a_run_before_they_are_kept() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from planner.errors import PlannerError
+from planner.execute.checkpoint_folder import require_whole
 from planner.execute.data import open_data
 from planner.execute.failure import Record, RunFailed, Watch
 from planner.execute.job import Job
@@ -86,6 +90,26 @@ def continued(first: Plan, second: Plan, folder: Path) -> tuple[list[float], lis
         (folder / "checkpoints" / "latest").write_text("step-00000002\n")  # as if it had been killed after it
     dist.barrier()
     return whole[2:], trained(second, folder, resume=True, **flags)
+
+
+def after_altered_bits(plan: Plan, folder: Path) -> str:
+    """What a run says that is to go on from a checkpoint one of whose values has another sign."""
+    checkpoints = folder / "checkpoints"
+    trained(plan, folder, steps=2, every=1, checkpoint=str(checkpoints))
+    if dist.get_rank() == 0:
+        file = checkpoints / "step-00000002" / "__1_0.distcp"
+        content = bytearray(file.read_bytes())
+        with zipfile.ZipFile(io.BytesIO(content)) as last:  # tensor of the file
+            values = last.read("archive/data/0")
+        content[content.rindex(values) + len(values) - 1] ^= 0x80
+        file.write_bytes(content)
+    dist.barrier()
+    require_whole(checkpoints)  # it is as long as it was
+    try:
+        trained(plan, folder, steps=3, checkpoint=str(checkpoints), resume=True)
+    except PlannerError as error:
+        return str(error)
+    raise AssertionError("nothing was said")
 
 
 def on_a_full_disk(plan: Plan, folder: Path) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from planner.errors import PlannerError
 from planner.spec.measured import Measured, RankMemory, load_measured
+from planner.spec.plan import read_plan
 from planner.spec.strategy import Strategy
 from planner.spec.workload import TrainWorkload
 
@@ -59,3 +60,11 @@ def test_what_does_not_agree_is_refused(tmp_path: Path) -> None:
         load_measured(tmp_path / "text.json")
     with pytest.raises(PlannerError, match="at least one step"):
         dataclasses.replace(RUN, settling_steps=4)
+
+
+def test_measurements_in_a_plans_place_are_called_by_their_name(tmp_path: Path) -> None:
+    RUN.save(tmp_path / "measured.json")
+    with pytest.raises(PlannerError, match="a plan is wanted here") as caught:
+        read_plan(tmp_path / "measured.json")
+    assert "got: measurements of a run" in str(caught.value)
+    assert caught.value.key == "file"
