@@ -17,8 +17,8 @@ from planner.report.options import common, hint, print_json
 def verify(plan: str, numerics: bool, nproc: int, no_cache: bool, as_json: bool) -> None:
     """Dry-run PLAN at its full size in this process, without a GPU: does its executor do what it says?
 
-    For every pipeline rank the collectives of a step are compared (axis, phase, kind, number, bytes), and its
-    peak memory with the plan's interval. With --numerics a small copy of the model, laid out alike, runs in fp64:
+    For every pipeline rank the collectives of a step are compared (axis, phase, kind, number, bytes), messages
+    between stages and the norm for clipping among them, and its peak memory with the plan's interval. With --numerics a small copy of the model, laid out alike, runs in fp64:
     its loss, gradients and a step of AdamW are to equal those of one process. A plan that was edited is checked as
     it stands. Exit 1 where something differs.
     """
