@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
+from planner.execute.adapters import stage_of
 from planner.execute.apply import Applied, apply_strategy
 from planner.execute.collectives import CollectiveCounter, CountedCollective
 from planner.execute.gradients import clip_gradients, synchronise
@@ -26,7 +27,7 @@ from planner.execute.phases import phase
 from planner.execute.pieces import Piece
 from planner.execute.pipeline import shape_between
 from planner.execute.runner import tied_ends
-from planner.execute.stage import DecoderStage
+from planner.execute.stage import DecoderStage, Stage
 from planner.execute.step import Microbatch, run_forward
 from planner.spec.model import ModelSpec
 from planner.spec.orders import Action, Kind, messages, orders, rank_stages, round_orders, round_shape
@@ -62,7 +63,8 @@ class _Waiting:
 class DryRank:
     """What a rank would hold and issue. Made, and used, as this rank of a fake world whose meshes these are.
 
-    `layers` are those of each virtual stage of pipeline rank `rank`, in the order of the model.
+    `layers` are those of each virtual stage of pipeline rank `rank`, in the order of the model. With `model`, a
+    module on the meta device, stages are cut out of it; else they are those of the bundled decoder.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class DryRank:
         *,
         rank: int,
         recompute: Mapping[str, Recompute] | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         strategy = meshes.strategy
         self.meshes, self.workload, self.fake_mode = meshes, workload, FakeTensorMode()
@@ -85,8 +88,14 @@ class DryRank:
         self.receivers = {number: messages(*placed, number) for number in self.numbers}
         self.parts: dict[int, Applied] = {}
         for number, own in zip(self.numbers, layers, strict=True):
-            with self.fake_mode:
-                stage = DecoderStage(spec, own, first=number == 0, last=number == self.last)
+            ends = {"first": number == 0, "last": number == self.last}
+            if model is None:
+                with self.fake_mode:
+                    stage: Stage = DecoderStage(spec, own, **ends)
+            else:
+                stage = stage_of(model, own, **ends, dtype=torch.float32)
+                with self.fake_mode:
+                    _give_memory(stage)
             precision = workload.precision
             self.parts[number] = apply_strategy(stage, splits, meshes, recompute=recompute, precision=precision)
         self.module = nn.ModuleList(part.stage for part in self.parts.values())
@@ -186,6 +195,16 @@ class DryRank:
             gradient=None if last else torch.empty_like,
             length=length,
         )
+
+
+def _give_memory(stage: Stage) -> None:
+    """Weights on the CPU for those on the meta device. `to_empty` moves no weight into a fake mode."""
+    made: dict[int, nn.Parameter] = {}
+    for module in stage.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                empty = torch.empty(weight.shape, dtype=weight.dtype)
+                module._parameters[name] = made.setdefault(id(weight), nn.Parameter(empty))
 
 
 def _whole(part: Applied, held: _Waiting) -> None:

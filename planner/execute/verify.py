@@ -12,6 +12,7 @@ from planner.errors import PlannerError
 from planner.execute.dry_rank import DryRank, extrapolated, short_order
 from planner.execute.dryrun import DryRun, fake_world, meshes_of
 from planner.execute.fused import fused_kernels
+from planner.execute.huggingface_build import build_huggingface
 from planner.execute.mesh import first_rank_of_stage
 from planner.execute.pieces import Repeated, sample_order
 from planner.models.block import Block
@@ -25,9 +26,16 @@ from planner.spec.workload import TrainWorkload
 
 
 def verify_layout(
-    plan: Plan, spec: ModelSpec, kinds: Sequence[str], *, told: Callable[[str], None] | None = None
+    plan: Plan,
+    spec: ModelSpec,
+    kinds: Sequence[str],
+    *,
+    told: Callable[[str], None] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Verification:
     """Dry-run a plan's ranks; `kinds` names the kind of block of each layer, equal ones alike.
+
+    Stages are those of the bundled decoder, or with `config` of the module that transformers builds from it.
 
     Ranks whose modules are equal are built once and run three microbatches, or fewer where a step has no more.
     Collectives follow from what the second of them issues. In a pipeline a peak is put together from what each
@@ -36,6 +44,7 @@ def verify_layout(
     workload, strategy = _runnable(plan, spec)
     count = strategy.microbatches(workload.global_batch)
     checks: dict[int, StageCheck] = {}
+    model = build_huggingface(config) if config else None
     for ranks in _equal_ranks(plan, spec, kinds):
         if told is not None:
             told(f"stage {ranks[0]}" + (f" and {len(ranks) - 1} like it" if len(ranks) > 1 else ""))
@@ -48,6 +57,7 @@ def verify_layout(
                 plan.stages[ranks[0]].layers,
                 rank=ranks[0],
                 recompute=_recompute(plan),
+                model=model,
             )
             run = _Run(rank, count)
             checks |= {number: run.checked(plan, number) for number in ranks}
