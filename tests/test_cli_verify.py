@@ -92,9 +92,10 @@ def test_what_cannot_be_run(model: str, run: Run) -> None:
     assert "cannot be read" in err
 
 
-def test_the_module_of_the_library(run: Run) -> None:
+def test_the_module_of_the_library(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan for a config.json; the plan names modules as the bundled model does, the library in its own way."""
     pytest.importorskip("transformers", minversion="5.0")
+    monkeypatch.chdir(tmp_path)
     spec = tiny_spec("gpt", layers=2)
     Path("tiny-gpt2").mkdir()
     Path("tiny-gpt2/config.json").write_text(json.dumps(config_from_spec(spec, "gpt2")))
