@@ -10,6 +10,7 @@ import pytest
 
 import planner
 from planner.search.plans import plan_of
+from planner.spec.huggingface_config import config_from_spec
 from planner.spec.model import ModelSpec
 from planner.spec.plan import content_digest
 from planner.spec.strategy import Strategy
@@ -89,3 +90,25 @@ def test_what_cannot_be_run(model: str, run: Run) -> None:
     code, out, err = run("verify", "nothing.yaml")
     assert (code, out) == (2, "")
     assert "cannot be read" in err
+
+
+def test_the_module_of_the_library(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan for a config.json; the plan names modules as the bundled model does, the library in its own way."""
+    pytest.importorskip("transformers", minversion="5.0")
+    monkeypatch.chdir(tmp_path)
+    spec = tiny_spec("gpt", layers=2)
+    Path("tiny-gpt2").mkdir()
+    Path("tiny-gpt2/config.json").write_text(json.dumps(config_from_spec(spec, "gpt2")))
+    read = planner.load_model("tiny-gpt2")
+    save_plan("gpt2.yaml", read, "tiny-gpt2", {"tp": 2, "pp": 2, "sp": True})
+    for flags in ((), ("--transformers",)):
+        code, out, err = run("verify", "gpt2.yaml", *flags, "--json")
+        assert code == 0, out + err
+        told = json.loads(out)
+        (message,) = [item for item in told["stages"][0]["collectives"] if item["kind"] == "p2p"]
+        assert message["found_count"] == 8
+        assert message["found_bytes"] == 8 * 2 * 32 * spec.hidden
+    lines = Path("tiny-gpt2/config.json").read_text().replace('"gpt2"', '"bloom"')
+    Path("tiny-gpt2/config.json").write_text(lines)
+    code, out, err = run("verify", "gpt2.yaml", "--transformers")
+    assert (code, out) == (2, "")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from planner.api.planning import OpenedPlan, PlanLike, open_plan
 from planner.errors import PlannerError
+from planner.spec.files import read_text
+from planner.spec.huggingface_config import config_from_spec
 from planner.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ def verify(
     plan: PlanLike,
     *,
     numerics: bool = False,
+    transformers: bool = False,
     nproc: int = USUAL_PROCESSES,
     told: Callable[[str], None] | None = None,
     use_cache: bool = True,
@@ -28,21 +33,33 @@ def verify(
 
     Collectives are equal in kind, number and bytes, peak memory lies within the plan's interval; an edited plan
     is checked as it stands. With `numerics` a small copy of it runs on up to `nproc` local processes as well, and
-    its loss, gradients and first step of AdamW are those of one process. `told` hears what is run.
+    its loss, gradients and first step of AdamW are those of one process. With `transformers` the model is not the
+    bundled one, which `run` trains, but the library's module, as `parallelize` spreads it. `told` hears what runs.
     """
     from planner.execute.verify import verify_layout
 
     opened = open_plan(plan, use_cache=use_cache)
     kinds = [placement.block for placement in opened.graph.sequence if placement.path]
     spec = spec_of(opened)
-    found = verify_layout(opened.plan, spec, kinds, told=told)
+    config = library_config(opened.plan.model, spec) if transformers else {}
+    found = verify_layout(opened.plan, spec, kinds, told=told, config=config)
     if not numerics:
         return found
     from planner.execute.numerics import verify_numerics
 
     if told is not None:
         told(f"a small copy on up to {nproc} processes")
-    return replace(found, parity=verify_numerics(opened.plan, spec, nproc))
+    parity = verify_numerics(opened.plan, spec, nproc, model_type=config.get("model_type", ""))
+    return replace(found, parity=parity)
+
+
+def library_config(model: str, spec: ModelSpec) -> dict[str, Any]:
+    """The Hugging Face configuration of a plan's model: its own, or that of the type that builds the like."""
+    path = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
+    if path.suffix == ".json" and path.is_file():
+        config: dict[str, Any] = json.loads(read_text(path))
+        return config
+    return config_from_spec(spec)
 
 
 def spec_of(opened: OpenedPlan) -> ModelSpec:

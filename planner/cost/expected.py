@@ -1,6 +1,6 @@
 """The collectives of a steady optimizer step, counted: what a plan lists and a dry run of the executor confirms.
 
-One rank of each pipeline stage; the norm for clipping is left out. Bytes are those of `ExpectedCollective`, summed
+One rank of each pipeline stage; the norm for clipping is the last. Bytes are those of `ExpectedCollective`, summed
 over all calls; a message between stages counts where it is sent.
 """
 
@@ -57,6 +57,8 @@ def _of_rank(shared: SharedStages, rank: int) -> Iterator[_Call]:
     yield from _of_parameters(shared, rank, dict(zip(shared.stages.blocks, counts.tolist(), strict=True)))
     yield from _between_stages(shared, rank, microbatches)
     yield from _of_tied_ends(shared, rank)
+    if shared.layouts.gpus[0] > 1:
+        yield "world", "clip", "all_reduce", 1, _FULL_PRECISION_BYTES  # the norm's square
 
 
 def _between_stages(shared: SharedStages, rank: int, microbatches: float) -> Iterator[_Call]:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
+from planner.execute.adapters import stage_of
 from planner.execute.apply import Applied, apply_strategy
 from planner.execute.collectives import CollectiveCounter, CountedCollective
 from planner.execute.gradients import clip_gradients, synchronise
@@ -23,10 +25,12 @@ from planner.execute.objective import Objective
 from planner.execute.optimizer import LocalOptimizer
 from planner.execute.phases import phase
 from planner.execute.pieces import Piece
-from planner.execute.stage import DecoderStage
+from planner.execute.pipeline import shape_between
+from planner.execute.runner import tied_ends
+from planner.execute.stage import DecoderStage, Stage
 from planner.execute.step import Microbatch, run_forward
 from planner.spec.model import ModelSpec
-from planner.spec.orders import Action, Kind, orders, rank_stages, round_orders, round_shape
+from planner.spec.orders import Action, Kind, messages, orders, rank_stages, round_orders, round_shape
 from planner.spec.paths import Span
 from planner.spec.plan import ModuleSplit
 from planner.spec.strategy import Recompute, Strategy
@@ -57,9 +61,10 @@ class _Waiting:
 
 
 class DryRank:
-    """What a rank would hold and issue. Made, and used, in a fake world whose meshes these are.
+    """What a rank would hold and issue. Made, and used, as this rank of a fake world whose meshes these are.
 
-    `layers` are those of each virtual stage of pipeline rank `rank`, in the order of the model.
+    `layers` are those of each virtual stage of pipeline rank `rank`, in the order of the model. With `model`, a
+    module on the meta device, stages are cut out of it; else they are those of the bundled decoder.
     """
 
     def __init__(
@@ -72,20 +77,30 @@ class DryRank:
         *,
         rank: int,
         recompute: Mapping[str, Recompute] | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         strategy = meshes.strategy
         self.meshes, self.workload, self.fake_mode = meshes, workload, FakeTensorMode()
         self.objective = Objective()
         self.last = strategy.pp * strategy.vpp - 1
-        self.numbers = rank_stages(strategy.schedule, strategy.pp, strategy.vpp)[rank]
+        placed = strategy.schedule, strategy.pp, strategy.vpp
+        self.numbers = rank_stages(*placed)[rank]
+        self.receivers = {number: messages(*placed, number) for number in self.numbers}
         self.parts: dict[int, Applied] = {}
         for number, own in zip(self.numbers, layers, strict=True):
-            with self.fake_mode:
-                stage = DecoderStage(spec, own, first=number == 0, last=number == self.last)
+            ends = {"first": number == 0, "last": number == self.last}
+            if model is None:
+                with self.fake_mode:
+                    stage: Stage = DecoderStage(spec, own, **ends)
+            else:
+                stage = stage_of(model, own, **ends, dtype=torch.float32)
+                with self.fake_mode:
+                    _give_memory(stage)
             precision = workload.precision
             self.parts[number] = apply_strategy(stage, splits, meshes, recompute=recompute, precision=precision)
         self.module = nn.ModuleList(part.stage for part in self.parts.values())
         self.summed = [entry for part in self.parts.values() for entry in part.summed]
+        self.tied = tied_ends(self.parts, meshes)
         with self.fake_mode:
             self.optimizer = LocalOptimizer("adamw", self.module.named_parameters(), self.module, _RUN)
             # fills what is filled once: moments, FSDP's buffers
@@ -132,20 +147,24 @@ class DryRank:
             part, key = self.parts[action.stage], (action.stage, action.microbatch)
             if action.kind == "F":
                 waiting[key] = self._forward(action.stage)
+                self._send(action, waiting[key].root)
                 continue
             if action.kind in "BW":
                 left[action.stage] -= 1
             part.sharding.before_backward(last=not left[action.stage])
             with phase("backward"):
                 _BACKWARD[action.kind](part, waiting[key])
+            self._send(action, waiting[key].x.grad)
             if action.kind != "I":
                 del waiting[key]
         between(None)
         for part in self.parts.values():
             part.sharding.finish()
         synchronise(self.summed)
+        if self.tied is not None:
+            self.tied.synchronise()
         if clip:
-            clip_gradients(self.module, self.meshes, self.summed, 1.0)
+            clip_gradients(self.module, self.meshes, self.summed, 1.0, tied=self.tied)
         with phase("optimizer"):
             self.optimizer.step(_RUN.lr)
             self.module.zero_grad()
@@ -156,19 +175,36 @@ class DryRank:
         root, gradient = run_forward(part, batch, self.objective)
         return _Waiting(batch.x, root, gradient)
 
+    def _send(self, action: Action, made: Tensor | None) -> None:
+        """What an action made goes to the neighbour's rank, as it is: here it reaches nobody."""
+        receiver = self.receivers[action.stage].get(action.kind)
+        if receiver is not None:
+            assert made is not None, f"stage {action.stage} has nothing to send after {action.kind}"
+            dist.isend(made.detach(), group=self.meshes.pp.group, group_dst=receiver)
+
     def _arriving(self, number: int) -> Microbatch:
         """Tokens, or what an earlier stage sent: a part of the sequence with sp."""
         strategy, part = self.meshes.strategy, self.parts[number]
         first, last = number == 0, number == self.last
         length = self.workload.seq_len // strategy.cp
         tokens = torch.zeros((strategy.microbatch, length), dtype=torch.long)
-        shape = (strategy.microbatch, length // strategy.tp if strategy.sp else length, part.stage.spec.hidden)
+        shape = shape_between(strategy, self.workload.seq_len, part.stage.spec.hidden)
         return Microbatch(
             x=tokens if first else torch.empty(shape, dtype=part.compute_dtype, requires_grad=True),
             labels=tokens if last else None,
             gradient=None if last else torch.empty_like,
             length=length,
         )
+
+
+def _give_memory(stage: Stage) -> None:
+    """Weights on the CPU for those on the meta device. `to_empty` moves no weight into a fake mode."""
+    made: dict[int, nn.Parameter] = {}
+    for module in stage.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                empty = torch.empty(weight.shape, dtype=weight.dtype)
+                module._parameters[name] = made.setdefault(id(weight), nn.Parameter(empty))
 
 
 def _whole(part: Applied, held: _Waiting) -> None:

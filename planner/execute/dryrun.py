@@ -17,7 +17,7 @@ from planner.execute.collectives import CountedCollective
 from planner.execute.dry_rank import DryRank
 from planner.execute.fused import fused_kernels
 from planner.execute.memory import Peak
-from planner.execute.mesh import build_meshes, first_rank_of_stage
+from planner.execute.mesh import Meshes, build_meshes, first_rank_of_stage
 from planner.spec.model import ModelSpec
 from planner.spec.orders import orders
 from planner.spec.paths import Span
@@ -30,7 +30,7 @@ PHASES: tuple[str, ...] = get_args(Phase)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What one rank of a pipeline stage does in a steady optimizer step, messages between stages left out."""
+    """What one rank of a pipeline stage does in a steady optimizer step."""
 
     collectives: tuple[CountedCollective, ...]
     peak: Peak
@@ -69,11 +69,16 @@ def dry_run(
     spans = [whole] if isinstance(whole, Span) else whole
     count = strategy.microbatches(workload.global_batch)
     with fake_world(strategy.gpus, first_rank_of_stage(strategy, stage)), fused_kernels():
-        meshes = build_meshes(strategy, kv_heads=spec.kv_heads, experts=spec.moe is not None)
+        meshes = meshes_of(spec, strategy)
         rank = DryRank(spec, meshes, workload, splits, spans, rank=stage, recompute=recompute)
         order = orders(strategy.schedule, strategy.pp, strategy.vpp, count)[stage]
         step = rank.step(order, clip=clip)
     return DryRun(collectives=step.collectives, peak=step.peak)
+
+
+def meshes_of(spec: ModelSpec, strategy: Strategy) -> Meshes:
+    """The groups of this rank of the running world under a model."""
+    return build_meshes(strategy, kv_heads=spec.kv_heads, experts=spec.moe is not None, tied=spec.tied_embeddings)
 
 
 @contextmanager

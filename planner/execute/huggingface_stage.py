@@ -108,7 +108,8 @@ class HuggingFaceStage(Stage):
     def run_block(self, block: nn.Module, x: Tensor, positions: Positions) -> Tensor:
         """One layer, which takes angles by the library's name for them."""
         out: Tensor = block(x, position_embeddings=positions)
-        return out
+        # OPT's are views of what it adds up, from which torch cannot cut a backward in two
+        return torch.ops.aten._unsafe_view(out, out.shape) if out._is_view() else out
 
     def logits(self, x: Tensor, head: nn.Module) -> Tensor:
         """What the head gives, capped where the model does so behind it."""

@@ -28,7 +28,7 @@ from planner.execute.objective import Objective
 from planner.execute.phases import phase
 from planner.execute.sharding import Sharding
 from planner.execute.step import Microbatch
-from planner.spec.strategy import Schedule
+from planner.spec.strategy import Schedule, Strategy
 
 SCHEDULES: dict[Schedule, Any] = {
     "gpipe": ScheduleGPipe,
@@ -37,6 +37,12 @@ SCHEDULES: dict[Schedule, Any] = {
     "zb": ScheduleInterleavedZeroBubble,
     "zbv": ScheduleZBVZeroBubble,
 }
+
+
+def shape_between(strategy: Strategy, length: int, hidden: int) -> tuple[int, int, int]:
+    """Of what a stage receives from the one before: its rank's tokens, with sp cut over tp as well."""
+    own = length // strategy.cp
+    return strategy.microbatch, own // strategy.tp if strategy.sp else own, hidden
 
 
 class Pipeline:
@@ -60,9 +66,8 @@ class Pipeline:
         self.last = stages.get(self.count - 1)
         self.microbatches: Sequence[Microbatch] = ()
         own = length // strategy.cp
-        between = own // strategy.tp if strategy.sp else own
-        hidden = next(iter(stages.values())).stage.spec.hidden
-        sent = torch.empty((strategy.microbatch, between, hidden), dtype=dtype, device="meta", requires_grad=True)
+        shape = shape_between(strategy, length, next(iter(stages.values())).stage.spec.hidden)
+        sent = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
         pieces = [
             SentStage(
                 applied.sharding,

@@ -56,7 +56,7 @@ class Runner:
         self.dtype = dtype
         self.module: nn.Module = together([applied.stage for applied in self.applied])
         self.objective = objective
-        self.tied = _tied_ends(stages, meshes)
+        self.tied = tied_ends(stages, meshes)
         self.pipeline: Pipeline | None = None
         if meshes.strategy.pp > 1:
             self.pipeline = Pipeline(
@@ -232,7 +232,7 @@ def _stages(
     return found
 
 
-def _tied_ends(stages: dict[int, Applied], meshes: Meshes) -> TiedEnds | None:
+def tied_ends(stages: dict[int, Applied], meshes: Meshes) -> TiedEnds | None:
     """The copies of a table that is tied across stages, where this rank has one or both."""
     if meshes.strategy.pp == 1:
         return None

@@ -153,17 +153,20 @@ def _model(spec: ModelSpec, given: Strategy, strategy: Strategy, layers: list[in
     tp = strategy.tp
     copied = spec.kv_heads < given.tp and tp > 1
     heads = 2 * tp
+    # where the heads make up the width, and experts are as wide as a dense layer, some architectures need it so
+    hidden = heads * _HEAD_DIM if spec.heads * spec.head_dim == spec.hidden else 4 * _HEAD_DIM
     kv_heads = 1 if copied else heads if spec.heads == spec.kv_heads else tp
     moe = _experts(spec.moe, strategy) if spec.moe is not None else None
     return replace(
         spec,
         name=f"{spec.name} shrunk",
         layers=len(layers),
-        hidden=4 * _HEAD_DIM,
+        hidden=hidden,
+        embedding_scale=hidden**0.5 if spec.embedding_scale == spec.hidden**0.5 else spec.embedding_scale,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=_HEAD_DIM if spec.rope.fraction == 1.0 else 2 * _HEAD_DIM,
-        ffn=8 * math.lcm(tp, 2),
+        ffn=moe.expert_ffn if moe and spec.moe and spec.ffn == spec.moe.expert_ffn else 8 * math.lcm(tp, 2),
         vocab=16 * tp if spec.vocab % given.tp == 0 else 16 * tp - 1,
         max_positions=256,
         sliding_window=_WINDOW if spec.sliding_window else 0,

@@ -10,26 +10,32 @@ import torch
 
 from planner.errors import PlannerError
 from planner.execute.dry_rank import DryRank, extrapolated, short_order
-from planner.execute.dryrun import DryRun, fake_world
+from planner.execute.dryrun import DryRun, fake_world, meshes_of
 from planner.execute.fused import fused_kernels
-from planner.execute.mesh import build_meshes
+from planner.execute.huggingface_build import build_huggingface
+from planner.execute.mesh import first_rank_of_stage
 from planner.execute.pieces import Repeated, sample_order
 from planner.models.block import Block
 from planner.spec.model import ModelSpec
-from planner.spec.orders import SPLIT_BACKWARD, Action, orders, rank_stages
+from planner.spec.orders import SPLIT_BACKWARD, Action, messages, orders, rank_stages
 from planner.spec.paths import Span, lookup
 from planner.spec.plan import Plan
 from planner.spec.strategy import Recompute, Strategy
 from planner.spec.verification import MemoryCheck, StageCheck, Verification, compared
 from planner.spec.workload import TrainWorkload
 
-_OUTSIDE = ("p2p", "clip")  # phases that a plan's list may have and a rank alone does not run
-
 
 def verify_layout(
-    plan: Plan, spec: ModelSpec, kinds: Sequence[str], *, told: Callable[[str], None] | None = None
+    plan: Plan,
+    spec: ModelSpec,
+    kinds: Sequence[str],
+    *,
+    told: Callable[[str], None] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Verification:
     """Dry-run a plan's ranks; `kinds` names the kind of block of each layer, equal ones alike.
+
+    Stages are those of the bundled decoder, or with `config` of the module that transformers builds from it.
 
     Ranks whose modules are equal are built once and run three microbatches, or fewer where a step has no more.
     Collectives follow from what the second of them issues. In a pipeline a peak is put together from what each
@@ -38,24 +44,23 @@ def verify_layout(
     workload, strategy = _runnable(plan, spec)
     count = strategy.microbatches(workload.global_batch)
     checks: dict[int, StageCheck] = {}
-    with fake_world(strategy.gpus), fused_kernels():
-        meshes = build_meshes(strategy, kv_heads=spec.kv_heads, experts=spec.moe is not None)
-        for ranks in _equal_ranks(plan, spec, kinds):
-            if told is not None:
-                told(f"stage {ranks[0]}" + (f" and {len(ranks) - 1} like it" if len(ranks) > 1 else ""))
-            run = _Run(
-                DryRank(
-                    spec,
-                    meshes,
-                    workload,
-                    plan.modules,
-                    plan.stages[ranks[0]].layers,
-                    rank=ranks[0],
-                    recompute=_recompute(plan),
-                ),
-                count,
+    model = build_huggingface(config) if config else None
+    for ranks in _equal_ranks(plan, spec, kinds):
+        if told is not None:
+            told(f"stage {ranks[0]}" + (f" and {len(ranks) - 1} like it" if len(ranks) > 1 else ""))
+        with fake_world(strategy.gpus, first_rank_of_stage(strategy, ranks[0])), fused_kernels():
+            rank = DryRank(
+                spec,
+                meshes_of(spec, strategy),
+                workload,
+                plan.modules,
+                plan.stages[ranks[0]].layers,
+                rank=ranks[0],
+                recompute=_recompute(plan),
+                model=model,
             )
-            checks |= {rank: run.checked(plan, rank) for rank in ranks}
+            run = _Run(rank, count)
+            checks |= {number: run.checked(plan, number) for number in ranks}
     return Verification(
         model=plan.model,
         gpus=plan.gpus,
@@ -76,7 +81,7 @@ class _Run:
         sample = sample_order(rank.numbers, split=self.strategy.schedule in SPLIT_BACKWARD)
         sampled = self.strategy.pp > 1 and count >= _microbatches(sample)
         order = sample if sampled else self._renamed(short_order(self.strategy, self.first, count))
-        step = rank.step(order)
+        step = rank.step(order, clip=True)
         self.peaks[order] = step.peak.bytes
         if sampled:
             repeated = Repeated(order, step.pieces)
@@ -91,8 +96,6 @@ class _Run:
             replace(item, stages=stages)
             for item in plan.collectives
             if item.stages.first <= number <= item.stages.last
-            and item.phase not in _OUTSIDE
-            and item.axis != "pp"  # between ranks of the pipeline
         )
         order = orders(self.strategy.schedule, self.strategy.pp, self.strategy.vpp, self.count)[number]
         return StageCheck(
@@ -110,7 +113,7 @@ class _Run:
             return found
         short = self._renamed(short_order(self.strategy, number, self.count))
         if short not in self.peaks:
-            self.peaks[short] = self.rank.step(short).peak.bytes
+            self.peaks[short] = self.rank.step(short, clip=True).peak.bytes
         return self.peaks[short]
 
     def _renamed(self, order: Sequence[Action]) -> tuple[Action, ...]:
@@ -136,15 +139,21 @@ def _memory(plan: Plan, number: int, found: int, in_flight: int) -> MemoryCheck:
 
 
 def _equal_ranks(plan: Plan, spec: ModelSpec, kinds: Sequence[str]) -> list[list[int]]:
-    """Pipeline ranks grouped by what their virtual stages hold."""
+    """Pipeline ranks grouped by what their virtual stages hold, and send."""
     strategy = plan.strategy
+    placed = strategy.schedule, strategy.pp, strategy.vpp
     layers = _Layers(plan, spec, kinds)
     last = strategy.pp * strategy.vpp - 1
     groups: dict[Any, list[int]] = {}
-    for rank, numbers in enumerate(rank_stages(strategy.schedule, strategy.pp, strategy.vpp)):
+    for rank, numbers in enumerate(rank_stages(*placed)):
         spans = plan.stages[rank].layers
         held = tuple(
-            (number == 0, number == last, tuple(layers.of(layer) for layer in range(span.first, span.last + 1)))
+            (
+                number == 0,
+                number == last,
+                tuple(messages(*placed, number)),
+                tuple(layers.of(layer) for layer in range(span.first, span.last + 1)),
+            )
             for number, span in zip(numbers, spans, strict=True)
         )
         groups.setdefault(held, []).append(rank)

@@ -14,11 +14,13 @@ _RMS_KINDS = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
 _PLAIN_KINDS = {"gelu": {"tanh": "gelu_new", "exact": "gelu"}, "relu": {"tanh": "relu", "exact": "relu"}}
 
 
-def config_from_spec(spec: ModelSpec) -> dict[str, Any]:
-    """Of the first type that builds this model, whatever it is called and whichever kernels it runs."""
+def config_from_spec(spec: ModelSpec, model_type: str = "") -> dict[str, Any]:
+    """Of the type, or else the first that builds this model, whatever its name and its kernels."""
     wanted = dataclasses.replace(spec, name="", reference="", parameters=0, attention="flash")
-    for (model_type, architecture), write in _WRITERS.items():
-        config = {"architectures": [architecture], "model_type": model_type} | write(spec)
+    for (tried, architecture), write in _WRITERS.items():
+        if model_type not in ("", tried):
+            continue
+        config = {"architectures": [architecture], "model_type": tried} | write(spec)
         if _read(config) == wanted:
             return config
     raise PlannerError(
@@ -106,6 +108,7 @@ def _qwen3_moe(spec: ModelSpec) -> dict[str, Any]:
 
 def _gemma2(spec: ModelSpec) -> dict[str, Any]:
     scalar = round(spec.attention_scale**-2, 6) if spec.attention_scale else spec.head_dim
+    scalar = int(scalar) if scalar == int(scalar) else scalar  # as transformers has it
     return _windowed(spec) | {
         "attn_logit_softcapping": spec.attention_softcap or None,
         "final_logit_softcapping": spec.logit_softcap or None,

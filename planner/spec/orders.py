@@ -79,6 +79,20 @@ def rank_stages(schedule: Schedule, pp: int, vpp: int) -> tuple[tuple[int, ...],
     return tuple(tuple(stage for stage, at in enumerate(placed) if at == rank) for rank in range(pp))
 
 
+def messages(schedule: Schedule, pp: int, vpp: int, stage: int) -> dict[Kind, int]:
+    """Where a virtual stage sends what it makes: the neighbour's rank after a forward, and after a backward.
+
+    Nothing is sent at the ends of the model, nor to a neighbour on the same rank, which takes it as it is.
+    """
+    ranks = stage_ranks(schedule, pp, vpp)
+    found: dict[Kind, int] = {}
+    if stage + 1 < len(ranks):
+        found["F"] = ranks[stage + 1]
+    if stage > 0:
+        found["B"] = found["I"] = ranks[stage - 1]
+    return {kind: rank for kind, rank in found.items() if rank != ranks[stage]}
+
+
 def require_runnable(schedule: Schedule, pp: int, vpp: int, microbatches: int) -> None:
     """An error for sizes that a schedule cannot have."""
     for key, value in (("pp", pp), ("vpp", vpp), ("microbatches", microbatches)):

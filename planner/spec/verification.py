@@ -119,7 +119,7 @@ class Parity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """All ranks of a pipeline. What goes between them and the norm for clipping are not compared."""
+    """All ranks of a pipeline."""
 
     model: str
     gpus: Degree

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.execute.huggingface_build import in_double
 from planner.execute.huggingface_stage import spec_of_huggingface
 from planner.execute.parameters import local, pieces_of
 from planner.execute.runner import Runner, parallelize
@@ -16,7 +17,7 @@ from planner.execute.weights import own_shard, owner_of
 from planner.spec.strategy import Strategy
 from tests.execute.cases import global_batch
 from tests.execute.plans import plan_of
-from tests.models.huggingface_cases import CASES, in_double
+from tests.models.huggingface_cases import CASES
 
 SEQUENCES = 4
 

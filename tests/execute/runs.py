@@ -131,6 +131,7 @@ def counted_step(plan: Plan, spec: ModelSpec) -> tuple[int, dict[tuple[str, str,
     runner.zero_grad()
     with CollectiveCounter(runner.meshes.axes) as counter:
         runner.step(batch)
+        runner.clip(1.0)
     found: dict[tuple[str, str, str], tuple[int, int]] = {}
     for call in counter.counted():
         key = call.axis, call.phase, call.kind

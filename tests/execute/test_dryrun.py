@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.distributed.pipelining import PipelineStage, ScheduleInterleaved1F1B, ScheduleZBVZeroBubble
 
-from planner.execute.dryrun import DryRun, dry_run
+from planner.execute.dryrun import DryRun, dry_run, fake_world
 from planner.spec.model import ModelSpec
+from planner.spec.orders import messages, rank_stages
 from planner.spec.paths import Span
-from planner.spec.strategy import Strategy
+from planner.spec.strategy import Schedule, Strategy
 from planner.spec.workload import TrainWorkload
 from tests.execute.layouts import decoder_splits
 from tests.tiny import tiny_spec
@@ -184,8 +188,46 @@ def test_a_stage_between_others() -> None:
     result = run(spec, 6, pp=3, tp=2, stage=1, layers=Span(2, 3), microbatches=4)
     activation = 2 * LENGTH * spec.hidden
     assert counts(result) == {
-        ("tp", phase, "all_reduce"): (16, 16 * activation) for phase in ("forward", "backward")
+        **{("tp", phase, "all_reduce"): (16, 16 * activation) for phase in ("forward", "backward")},
+        ("pp", "p2p", "p2p"): (8, 8 * activation),  # four results to the next stage, four gradients to the last
     }
+
+
+def test_ends_send_one_way_and_sum_their_tied_table() -> None:
+    spec = tiny_spec("gpt", layers=LAYERS)
+    for stage in (0, 1):
+        found = counts(run(spec, 2, pp=2, stage=stage, layers=Span(stage, stage), microbatches=2), "pp")
+        assert found == {
+            ("pp", "p2p", "p2p"): (2, 2 * 2 * LENGTH * spec.hidden),
+            ("pp", "gradient_sync", "all_reduce"): (1, 4 * spec.vocab * spec.hidden),
+        }
+
+
+def test_at_the_turn_of_a_v_nothing_is_sent() -> None:
+    """Two virtual stages a rank, of which one sends results and one gradients; tied ends are on one rank."""
+    spec = tiny_spec("gpt", layers=4)
+    for stage in (0, 1):
+        layers = [Span(stage, stage), Span(3 - stage, 3 - stage)]
+        found = counts(run(spec, 2, pp=2, vpp=2, schedule="zbv", stage=stage, layers=layers, microbatches=3), "pp")
+        assert found == {("pp", "p2p", "p2p"): (6, 6 * 2 * LENGTH * spec.hidden)}
+
+
+@pytest.mark.parametrize("schedule", ["interleaved", "zbv"])
+def test_messages_go_where_torch_sends_them(schedule: Schedule) -> None:
+    made: Any = {"interleaved": ScheduleInterleaved1F1B, "zbv": ScheduleZBVZeroBubble}[schedule]
+    for rank, numbers in enumerate(rank_stages(schedule, 3, 2)):
+        with fake_world(3, rank):
+            like, where = torch.empty(1, device="meta"), torch.device("cpu")
+            stages = [
+                PipelineStage(nn.Identity(), number, 6, where, input_args=like, output_args=like)
+                for number in numbers
+            ]
+            actions = made(stages, 6, loss_fn=lambda *_: None).pipeline_order_with_comms[rank]
+        torchs = {(action.stage_index, action.computation_type.value) for action in actions}
+        ours = {(number, kind) for number in numbers for kind in messages(schedule, 3, 2, number)}
+        for number in numbers:
+            assert ((number, "SEND_F") in torchs) == ((number, "F") in ours)
+            assert ((number, "SEND_B") in torchs) == ((number, "B") in ours) == ((number, "I") in ours)
 
 
 def test_memory_of_state_is_exact() -> None:

@@ -44,6 +44,7 @@ def test_tensor_parallel() -> None:
 def test_other_layouts_of_two_ranks() -> None:
     cases: list[Case] = [(name, {}, {"zero": 3}) for name in FAMILIES]
     cases += [("llama", {}, {"pp": 2}), ("gpt2", {}, {"pp": 2}), ("gemma2", {}, {"pp": 2, "schedule": "1f1b"})]
+    cases += [("opt", {"num_hidden_layers": 4}, {"pp": 2, "vpp": 2, "schedule": "zb"})]
     cases += [("llama", {}, {"cp": 2}), ("gpt2", {}, {"cp": 2}), ("mixtral", {}, {"ep": 2, "zero": 1})]
     cases += [("opt", {}, {"tp": 2, "recompute": "full"}), ("gpt2", {}, {"tp": 2, "recompute": "selective"})]
     cases += [("mixtral", {}, {"tp": 2, "etp": 2, "sp": True}), ("llama", {}, {"zero": 0})]

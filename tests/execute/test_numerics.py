@@ -89,6 +89,17 @@ def test_a_small_copy_computes_what_one_process_does() -> None:
     assert len(what) == len(set(what)) == 1 + 2 * sum("AdamW" in text for text in what)
 
 
+@pytest.mark.slow
+def test_a_small_copy_of_a_module_of_the_library() -> None:
+    pytest.importorskip("transformers", minversion="5.0")
+    plan, spec = made("gpt", {"tp": 2, "pp": 2, "sp": True}, layers=2)
+    found = verify_numerics(plan, spec, 4, model_type="gpt2")
+    assert found.differences == ()
+    what = [value.what for value in found.values]
+    assert what[:2] == ["loss", "gradient of transformer.wte.weight"]
+    assert "gradient of transformer.h.1.attn.c_attn.weight" in what
+
+
 def test_the_first_difference_is_named() -> None:
     values = (ValueCheck(what="loss", error=1e-12), ValueCheck(what="gradient of norm.weight", error=0.5))
     parity = Parity(processes=2, strategy=Strategy(dp=2), layers=2, tolerance=1e-10, values=values)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-import torch
 
 BATCH, LENGTH, VOCAB = 2, 24, 96
 
@@ -130,19 +126,3 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"image_size": 32, "patch_size": 8},
     ),
 }
-
-
-@contextmanager
-def in_double() -> Iterator[None]:
-    """Inside, what asks for 32-bit gets 64: the other side widens to fp32 in norms, softmax and tables."""
-    single, default = torch.float32, torch.get_default_dtype()
-    to_single = torch.Tensor.float
-    torch.set_default_dtype(torch.float64)
-    torch.float32 = torch.float = torch.float64
-    torch.Tensor.float = torch.Tensor.double
-    try:
-        yield
-    finally:
-        torch.float32 = torch.float = single
-        torch.Tensor.float = to_single
-        torch.set_default_dtype(default)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from planner.execute.huggingface_build import in_double
 from planner.models import build_model
 from planner.models.huggingface import translate, weights_of
 from planner.spec.huggingface import spec_data_from_config
 from planner.spec.model import ModelSpec
-from tests.models.huggingface_cases import BATCH, CASES, LENGTH, VOCAB, in_double
+from tests.models.huggingface_cases import BATCH, CASES, LENGTH, VOCAB
 from tests.models.huggingface_weights import copy_weights
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
