@@ -78,13 +78,15 @@ def _latest_path(folder: Path) -> Path | None:
 
 def _told(path: Path) -> tuple[Facts | None, str]:
     """What a checkpoint tells of itself, or why it does not."""
-    file = path / FACTS
+    file = f"{path.name}/{FACTS}"  # the folder's own name is long, and in the remedy
     try:
-        facts = decode(Facts, json.loads(read_text(file)), Source(name=str(file)))
+        facts = decode(Facts, json.loads((path / FACTS).read_text(encoding="utf-8")), Source(name=file))
+    except OSError as error:
+        return None, f"{file}: {error.strerror}"
     except (ValueError, RecursionError):
         return None, f"{file} is no JSON"
     except PlannerError as error:
-        return None, error.value if error.key == "file" and error.value else f"{file}: {error.rule}"
+        return None, f"{file}: {error.rule}"
     if path.name != name_of(facts.step):
         return None, f"{file} is of step {facts.step}"
     return facts, ""
@@ -97,12 +99,12 @@ def _fault(path: Path) -> str:
         try:
             found = (path / name).stat().st_size
         except OSError as error:
-            return f"{path / name}: {error.strerror}"
+            return f"{path.name}/{name}: {error.strerror}"
         if found != size:
-            return f"{path / name}: {found:,} of {size:,} bytes"
+            return f"{path.name}/{name}: {found:,} of {size:,} bytes"
     for name, told in facts.sums.items() if facts is not None else ():
         if sum_of(path / name) != told:
-            return f"{path / name}: {ALTERED}"
+            return f"{path.name}/{name}: {ALTERED}"
     return fault
 
 

@@ -178,7 +178,8 @@ def test_model_and_executor_agree(case: str) -> None:
     whole = whole_of(graph, dict.fromkeys(parts), sp=strategy.sp)
     ways = [Way(block=item.block, whole=whole[place]) for place, item in enumerate(graph.sequence)]
     predicted = TrainingCost(graph, planner.load_hardware(HARDWARE), workload, ways).alone(strategy, ways=ways)
-    run = dry_run(spec, strategy, workload, module_splits(graph, sequence_parallel=strategy.sp, whole=whole))
+    splits = module_splits(graph, sequence_parallel=strategy.sp, whole=whole)
+    run = dry_run(spec, strategy, workload, splits, clip=True)
     found = {(x.axis, x.phase, x.kind): (x.count, x.bytes) for x in run.as_expected(Span(0, 0))}
     wanted = {(x.axis, x.phase, x.kind): (x.count, x.bytes) for x in expected_collectives(predicted)}
     assert wanted == found
