@@ -222,7 +222,7 @@ def _show_certainty(out: Console, found: Estimate) -> None:
     told = [f"{_percent(share)} {kind}" for kind, share in shares.items() if share > 0.0]
     _say(
         out,
-        f"Intervals hold {_percent(known.confidence)} of published runs like this ({known.regime}): step "
+        f"Intervals hold {_percent(known.confidence)} of the published runs most like this ({known.regime}): step "
         f"{_scaled(step.low, found.step_seconds)} to {_scaled(step.high, found.step_seconds)} {unit}, memory "
         f"{_gib(memory.low)} to {_gib(memory.high)} GiB.",
     )

@@ -127,8 +127,8 @@ def test_parts_of_memory_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_intervals_and_what_they_rest_on(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(made(), monkeypatch, width=120)
     assert (
-        "Intervals hold 80 % of published runs like this (made up): step 1.80 to 2.20 s, memory 36.0 to 44.0"
-        in text
+        "Intervals hold 80 % of the published runs most like this (made up): "
+        "step 1.80 to 2.20 s, memory 36.0 to 44.0" in text
     )
     assert "rests on numbers that are 100 % assumed" in text
 
