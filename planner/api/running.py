@@ -11,6 +11,7 @@ from typing import Any
 from planner.api.planning import PlanLike, open_plan
 from planner.spec.measured import Measured
 from planner.spec.plan import Plan, read_plan
+from planner.spec.sources import named_function
 from planner.spec.training_run import RankArguments, TrainingRun
 
 
@@ -51,13 +52,13 @@ def measured_path(plan: PlanLike) -> Path:
 
 def example_of(plan: Plan) -> Callable[[int, int], Mapping[str, Any]] | None:
     """How the file that a plan names calls its module; None where it names none that is here."""
-    file, _, function = plan.model.rpartition(":")
-    if not file.endswith(".py") or not Path(file).is_file():
+    named = named_function(plan.model)
+    if named is None or not Path(named[0]).is_file():
         return None
     from planner.trace.user_module import loaded
 
     def example(batch: int, seq_len: int) -> Mapping[str, Any]:
-        with loaded(Path(file), function) as (_, given, _):
+        with loaded(Path(named[0]), named[1]) as (_, given, _):
             return given(batch, seq_len)
 
     return example

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from planner.api.planning import OpenedPlan, PlanLike, open_plan
 from planner.errors import PlannerError
-from planner.spec.files import read_text
-from planner.spec.huggingface_config import config_from_spec
+from planner.spec.huggingface_config import config_at
 from planner.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -41,7 +38,7 @@ def verify(
     opened = open_plan(plan, use_cache=use_cache)
     kinds = [placement.block for placement in opened.graph.sequence if placement.path]
     spec = spec_of(opened)
-    config = library_config(opened.plan.model, spec) if transformers else {}
+    config = config_at((opened.plan.model,), spec) if transformers else {}
     found = verify_layout(opened.plan, spec, kinds, told=told, config=config)
     if not numerics:
         return found
@@ -51,15 +48,6 @@ def verify(
         told(f"a small copy on up to {nproc} processes")
     parity = verify_numerics(opened.plan, spec, nproc, model_type=config.get("model_type", ""))
     return replace(found, parity=parity)
-
-
-def library_config(model: str, spec: ModelSpec) -> dict[str, Any]:
-    """The Hugging Face configuration of a plan's model: its own, or that of the type that builds the like."""
-    path = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
-    if path.suffix == ".json" and path.is_file():
-        config: dict[str, Any] = json.loads(read_text(path))
-        return config
-    return config_from_spec(spec)
 
 
 def spec_of(opened: OpenedPlan) -> ModelSpec:

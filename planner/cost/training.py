@@ -242,7 +242,7 @@ class SharedStages:
         if not np.any(by_block & ((layouts.dp * layouts.cp > 1) | (layouts.expert_dp > 1))):
             return result
         slow, slower = self.interference.compute_factor, self.interference.communication_factor
-        beside = data_parallel.overlaps(layouts, self.pricer.software)
+        overlapped = data_parallel.overlaps(layouts, self.pricer.software)
         added = []
         for name in self.stages.blocks:
             block, weights = self.blocks[name], self.weights.blocks[name]
@@ -267,7 +267,7 @@ class SharedStages:
                 ),
             )
             shown = [
-                np.where(beside, data_parallel.beside(work, moving, slow, slower) - work, moving) + copying
+                np.where(overlapped, data_parallel.beside(work, moving, slow, slower) - work, moving) + copying
                 for work, moving, copying in pairs
             ]
             added.append([np.where(by_block, seconds, 0.0) for seconds in shown])

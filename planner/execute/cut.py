@@ -131,6 +131,11 @@ class Call:
                 if isinstance(each, Cut):
                     yield each
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the first argument is computed anew where it lies."""
+        return self.name.endswith("_") or self.name in ("iadd", "imul", "isub", "idiv", "itruediv")
+
     def first(self) -> Cut:
         """The cut tensor that the function works on."""
         if self.args and isinstance(self.args[0], Cut):
@@ -172,7 +177,7 @@ class Call:
 
     def on_whole(self) -> Any:
         """The function run on gathered tensors, on every rank the same."""
-        if self.name.endswith("_") or self.name in ("setitem", "iadd", "imul", "isub", "idiv", "itruediv"):
+        if self.in_place or self.name == "setitem":
             raise self.refused("a gathered tensor would be changed, and not its part")
 
         def whole(value: Any) -> Any:
@@ -181,6 +186,32 @@ class Call:
             return type(value)(whole(each) for each in value) if type(value) in (list, tuple) else value
 
         return self.func(*(whole(value) for value in self.args), **{k: whole(v) for k, v in self.kwargs.items()})
+
+
+def along_of(x: Any) -> Along | None:
+    """Where something is cut; None of what is whole."""
+    return x.along if isinstance(x, Cut) else None
+
+
+def part_of(x: Any) -> Any:
+    """What this rank has of something: its part, or all of it."""
+    return x.local if isinstance(x, Cut) else x
+
+
+def put_back(part: Any, along: Along | None) -> Any:
+    """A part as what it was taken from."""
+    return part if along is None else Cut.of(part, along)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of arguments or results, parts of those that are cut."""
+    if isinstance(value, Tensor):
+        yield part_of(value)
+    elif isinstance(value, Mapping):
+        yield from tensors_in(tuple(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from tensors_in(each)
 
 
 def name_of(func: Any) -> str:

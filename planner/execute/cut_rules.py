@@ -95,11 +95,10 @@ def _elementwise(call: Call) -> Any:
             raise call.refused(
                 f"tensors of {list(like.whole_shape)} and {list(other.whole_shape)} cut differently"
             )
-    changes = call.name.endswith("_") or call.name in ("iadd", "imul", "isub", "idiv", "itruediv")
-    if changes:
+    if call.in_place:
         call.first()
     out = call.on_parts(lambda whole: met_by(whole, call, like.along, like.along.dim - like.local.dim()))
-    if changes:
+    if call.in_place:
         return call.args[0]
     return Cut.of(out, moved_to(like.along, out.dim() - like.local.dim() + like.along.dim))
 

@@ -37,8 +37,12 @@ def _view(call: Call) -> Any:
     given: Any = call.args[1:] or (call.kwargs.get("shape", call.kwargs.get("size")),)
     if len(given) == 1 and isinstance(given[0], torch.dtype):
         raise call.refused("of another dtype")
-    wanted = list(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else list(given)
-    return _as_shape(call, cut, wanted)
+    return _as_shape(call, cut, _listed(given))
+
+
+def _listed(given: Sequence[Any]) -> list[int]:
+    """Sizes or dims that a function takes one by one, or together."""
+    return list(given[0]) if isinstance(given[0], (tuple, list)) else list(given)
 
 
 def _view_as(call: Call) -> Any:
@@ -136,7 +140,7 @@ def _swapped(call: Call, ndim: int) -> Sequence[int]:
 
 def _given_order(call: Call, ndim: int) -> Sequence[int]:
     given: Any = call.args[1:] or (call.kwargs["dims"],)
-    return list(given[0]) if isinstance(given[0], (tuple, list)) else list(given)
+    return _listed(given)
 
 
 def _moved(call: Call, ndim: int) -> Sequence[int]:
@@ -170,7 +174,7 @@ def _squeeze(call: Call) -> Any:
 def _expand(call: Call) -> Any:
     cut = call.first()
     given: Any = call.args[1:] or (call.kwargs["size"],)
-    sizes = list(given[0]) if isinstance(given[0], (tuple, list)) else list(given)
+    sizes = _listed(given)
     dim = cut.along.dim + len(sizes) - cut.local.dim()
     if sizes[dim] not in (-1, cut.along.size):
         raise call.refused("the dim that is cut grows")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,8 +14,7 @@ from planner.errors import PlannerError
 from planner.execute.checkpoint_folder import latest, require_resumable, require_room, require_whole
 from planner.execute.compiled import require_compilable
 from planner.execute.data import TrainingData, open_data
-from planner.spec.files import read_text
-from planner.spec.huggingface_config import config_from_spec
+from planner.spec.huggingface_config import config_at
 from planner.spec.legality import require_legal
 from planner.spec.model import ModelSpec
 from planner.spec.plan import Plan, content_digest, read_plan
@@ -104,12 +102,7 @@ def weights_source(job: Job) -> Callable[[str], Tensor] | None:
 
 def export_config(job: Job) -> dict[str, Any]:
     """The Hugging Face configuration that exported weights go with: one that is there, else that of the model."""
-    places = [Path(given) for given in (job.run.weights, job.plan.model) if given]
-    for path in (place / "config.json" if place.is_dir() else place for place in places):
-        if path.name.endswith(".json") and path.is_file():
-            config: dict[str, Any] = json.loads(read_text(path))
-            return config
-    return config_from_spec(job.spec)
+    return config_at((job.run.weights, job.plan.model), job.spec)
 
 
 def require_places(job: Job) -> None:

@@ -23,7 +23,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from planner.errors import PlannerError
-from planner.execute.cut import Along, Cut, Met, RefusedError, gathered, mark_summed, refusal
+from planner.execute.cut import (
+    Cut,
+    Met,
+    RefusedError,
+    along_of,
+    gathered,
+    mark_summed,
+    part_of,
+    put_back,
+    refusal,
+    tensors_in,
+)
 from planner.execute.mesh import Peers
 from planner.execute.own_layers import CUT, CutModule, cut_module, forward_of
 from planner.execute.parameters import Summed, cut, keep_whole, replace_forward
@@ -204,31 +215,19 @@ def _carried(block: nn.Module) -> None:
     places: list[tuple[Any, Any]] = []
 
     def take(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        places.append(([_along(x) for x in args], {key: _along(x) for key, x in kwargs.items()}))
-        return tuple(_plain(x) for x in args), {key: _plain(x) for key, x in kwargs.items()}
+        places.append(([along_of(x) for x in args], {key: along_of(x) for key, x in kwargs.items()}))
+        return tuple(part_of(x) for x in args), {key: part_of(x) for key, x in kwargs.items()}
 
     def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             by_place, by_name = places.pop()
-            again = [_cut_again(x, along) for x, along in zip(args, by_place, strict=True)]
-            return forward(*again, **{key: _cut_again(x, by_name[key]) for key, x in kwargs.items()})
+            again = [put_back(x, along) for x, along in zip(args, by_place, strict=True)]
+            return forward(*again, **{key: put_back(x, by_name[key]) for key, x in kwargs.items()})
 
         return run
 
     replace_forward(block, wrap)
     block.register_forward_pre_hook(take, prepend=True, with_kwargs=True)
-
-
-def _along(x: Any) -> Along | None:
-    return x.along if isinstance(x, Cut) else None
-
-
-def _plain(x: Any) -> Any:
-    return x.local if isinstance(x, Cut) else x
-
-
-def _cut_again(x: Any, along: Along | None) -> Any:
-    return x if along is None else Cut.of(x, along)
 
 
 @contextmanager
@@ -252,7 +251,7 @@ def _no_functions_of_parts() -> Iterator[None]:
 
 def readers_of(out: Any) -> Iterator[tuple[Tensor, bool]]:
     """Every weight that a result depends on, with whether this reader of it is a part's."""
-    waiting = [x.grad_fn for x in _tensors(out) if x.grad_fn is not None]
+    waiting = [x.grad_fn for x in tensors_in(out) if x.grad_fn is not None]
     seen = set(waiting)
     while waiting:
         node: Any = waiting.pop()
@@ -265,19 +264,6 @@ def readers_of(out: Any) -> Iterator[tuple[Tensor, bool]]:
             elif following not in seen:
                 seen.add(following)
                 waiting.append(following)
-
-
-def _tensors(out: Any) -> Iterator[Tensor]:
-    if isinstance(out, Cut):
-        yield out.local
-    elif isinstance(out, Tensor):
-        yield out
-    elif isinstance(out, Mapping):
-        for each in out.values():
-            yield from _tensors(each)
-    elif isinstance(out, (list, tuple)):
-        for each in out:
-            yield from _tensors(each)
 
 
 def _place(error: BaseException) -> str:

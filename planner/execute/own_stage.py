@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.errors import PlannerError
-from planner.execute.cut import Along, Cut
+from planner.execute.cut import Along, Cut, along_of, part_of, put_back, tensors_in
 from planner.execute.own_splits import readers_of, whole_output
 from planner.execute.parameters import replace_forward, replaced
 from planner.spec.paths import Span
@@ -104,13 +104,12 @@ class OwnStage:
 
     def __call__(self, inputs: dict[str, Any], received: Tensor | None) -> Any:
         """One microbatch: what the next stage gets, or what the module returns."""
-        along = self.between.along
-        self.received = Cut.of(received, along) if received is not None and along is not None else received
+        self.received = received if received is None else put_back(received, self.between.along)
         out = self.module(**inputs)
         self.received = None
         if self.is_last:
             return whole_output(out)
-        return out.local if isinstance(out, Cut) else out
+        return part_of(out)
 
     def _dispatched(self, number: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,15 +162,12 @@ class OwnStage:
             if seen.calls and args[0] is not seen.last:
                 raise _refused("a layer takes what the layer before it returned, as it is", path)
             rest = (*args[1:], *kwargs.values())
-            if any(x.requires_grad for x in _inside(rest)):
+            if any(x.requires_grad for x in tensors_in(rest)):
                 raise _refused("beside the hidden state a layer takes what follows from the inputs alone", path)
+            found = Between(tuple(part_of(args[0]).shape), along_of(args[0]))
             if not seen.calls:
-                x = args[0]
-                self.between = (
-                    Between(tuple(x.local.shape), x.along) if isinstance(x, Cut) else Between(tuple(x.shape))
-                )
-            shape = tuple(args[0].local.shape if isinstance(args[0], Cut) else args[0].shape)
-            if shape != self.between.shape or _along_of(args[0]) != self.between.along:
+                self.between = found
+            if found != self.between:
                 raise _refused("the hidden state has one shape at all layers", path)
             seen.calls.append(number)
 
@@ -181,9 +177,7 @@ class OwnStage:
         """Weights that the part of the module around these layers depends on."""
         stand_in = None
         if result is not None:
-            plain = result.local if isinstance(result, Cut) else result
-            leaf = plain.detach().requires_grad_()
-            stand_in = Cut.of(leaf, result.along) if isinstance(result, Cut) else leaf
+            stand_in = put_back(part_of(result).detach().requires_grad_(), along_of(result))
         with replaced(self, "own", own), replaced(self, "_stand_in", stand_in), replaced(self, "_whole", False):
             return [weight for weight, _ in readers_of(run()) if isinstance(weight, nn.Parameter)]
 
@@ -277,22 +271,6 @@ def _require_in_order(calls: Sequence[int], count: int) -> None:
         )
 
 
-def _inside(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Cut):
-        yield values.local
-    elif isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, dict):
-        yield from _inside(tuple(values.values()))
-    elif isinstance(values, (list, tuple)):
-        for each in values:
-            yield from _inside(each)
-
-
-def _along_of(x: Any) -> Along | None:
-    return x.along if isinstance(x, Cut) else None
-
-
 def _nothing_like(result: Any) -> Callable[..., Any]:
     """A forward that gives numbers that are none: where one were read, the loss would say so."""
     if isinstance(result, Cut):
@@ -301,7 +279,7 @@ def _nothing_like(result: Any) -> Callable[..., Any]:
     shape, dtype = tuple(result.shape), result.dtype
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
-        device = next((x.device for x in _inside((args, kwargs))), None)
+        device = next((x.device for x in tensors_in((args, kwargs))), None)
         return torch.full(shape, float("nan"), dtype=dtype, device=device)
 
     return forward

@@ -88,11 +88,11 @@ class Rooms:
             routed = data_parallel.exchange(network, meshes, some, experts[rows], width=width, experts=True)
             gather, reduce = gather + routed.gather, reduce + routed.reduce
         often, once = some.zero == 3, 1.0 / some.microbatches
-        beside = data_parallel.overlaps(some, pricer.software)
+        overlapped = data_parallel.overlaps(some, pricer.software)
 
         def longer(work: Floats, moving: Floats) -> Floats:
             both = data_parallel.beside(work, moving, slow.compute_factor, slow.communication_factor)
-            return np.where(beside, both, work + moving)
+            return np.where(overlapped, both, work + moving)
 
         ahead = longer(self.forward[rows], gather * np.where(often, 1.0, once))
         for place, seconds in enumerate(self.seconds):

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from planner.errors import PlannerError
+from planner.spec.files import read_text
 from planner.spec.huggingface import spec_data_from_config
 from planner.spec.model import ModelSpec
 
 _RMS_KINDS = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
 _PLAIN_KINDS = {"gelu": {"tanh": "gelu_new", "exact": "gelu"}, "relu": {"tanh": "relu", "exact": "relu"}}
+
+
+def config_at(places: Iterable[str], spec: ModelSpec) -> dict[str, Any]:
+    """The configuration that the first of some files or folders holds, else that of the first type that fits."""
+    given = [Path(place) for place in places if place]
+    for path in (place / "config.json" if place.is_dir() else place for place in given):
+        if path.name.endswith(".json") and path.is_file():
+            config: dict[str, Any] = json.loads(read_text(path))
+            return config
+    return config_from_spec(spec)
 
 
 def config_from_spec(spec: ModelSpec, model_type: str = "") -> dict[str, Any]:

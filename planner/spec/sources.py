@@ -44,9 +44,9 @@ def resolve_model(model: ModelLike) -> ModelSpec | UserModule | Graph:
     bundled = load_bundled(text)
     if bundled is not None:
         return ModelSpec.from_dict(bundled)
-    file, colon, function = text.rpartition(":")
-    if colon and file.endswith(".py"):
-        return UserModule(path=_existing(file), function=function)
+    named = named_function(text)
+    if named is not None:
+        return UserModule(path=_existing(named[0]), function=named[1])
     if text.endswith(".py"):
         raise PlannerError(
             "a Python file is given with the function that returns the model",
@@ -55,6 +55,12 @@ def resolve_model(model: ModelLike) -> ModelSpec | UserModule | Graph:
             key="model",
         )
     return _from_path(text)
+
+
+def named_function(text: str) -> tuple[str, str] | None:
+    """The file and the function of `FILE.py:FUNCTION`."""
+    file, colon, function = text.rpartition(":")
+    return (file, function) if colon and file.endswith(".py") else None
 
 
 def load_model(model: ModelLike) -> ModelSpec:
