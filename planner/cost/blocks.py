@@ -271,13 +271,19 @@ class _BlockCosting:
         moved = self._moved([*item.reads, *item.writes, *item.own])
         if item.operators[0].kind == "embedding":
             moved = self._moved([*item.reads, *item.writes, *item.writes])
-        ahead = self._elementwise(moved, item.launches)
+        gelus = self._gelus(item)
+        ahead = self._elementwise(moved, item.launches, gelus)
         if not item.needs_grad or not item.backward_moves:
             return ahead, 0.0
         back = self._moved([*item.backward_reads, *item.backward_writes])
         if item.operators[0].kind == "embedding":
             back = self._moved([*item.writes, *item.writes, *item.writes])
-        return ahead, self._elementwise(back, item.launches)
+        return ahead, self._elementwise(back, item.launches, gelus)
+
+    def _gelus(self, item: Pass) -> Any:
+        """Elements that go through a GELU."""
+        made = [operator.outputs[0] for operator in item.operators if operator.call == "gelu"]
+        return sum(self.held_bytes(tensor) / self.sizes.width(tensor) for tensor in made)
 
     def _accumulation_seconds(self) -> Any:
         """Gradients of values that several kernels read are added to one another."""
@@ -308,9 +314,9 @@ class _BlockCosting:
             tensors.setdefault(tensor.name, tensor)
             readers.setdefault(tensor.name, set()).add(who)
 
-    def _elementwise(self, moved: Any, launches: int) -> Any:
+    def _elementwise(self, moved: Any, launches: int, gelus: Any = 0.0) -> Any:
         profile = self.pricer.profile
-        return elementwise_seconds(profile.device, profile.elementwise, moved, launches)
+        return elementwise_seconds(profile.device, profile.elementwise, moved, launches, gelus=gelus)
 
     def _moved(self, tensors: Iterable[Tensor]) -> Any:
         return sum((self.held_bytes(tensor) for tensor in tensors), start=np.zeros(len(self.layouts)))

@@ -30,15 +30,17 @@ class Traffic:
     backward_bytes: Any
 
 
-def elementwise_seconds(device: Device, curve: Elementwise, bytes_: Any, kernels: Any = 1) -> Any:
-    """Kernels bound by memory: kernels · floor + (bytes + kernels · half) / (bandwidth · efficiency).
+def elementwise_seconds(
+    device: Device, curve: Elementwise, bytes_: Any, kernels: Any = 1, *, gelus: Any = 0.0
+) -> Any:
+    """Kernels bound by memory: kernels · floor + (bytes + kernels · half) / (bandwidth · efficiency) + gelus · ns.
 
     At `half` bytes a kernel reaches half the bandwidth, besides its floor. What fits the GPU's own cache is
-    not priced cheaper.
+    not priced cheaper. `gelus` are elements that go through a GELU, forward or backward.
     """
     ramp = kernels * curve.half_mib * MIB
     rate = device.memory_bandwidth * curve.bandwidth_efficiency
-    return kernels * curve.floor_us * 1e-6 + (bytes_ + ramp) / rate
+    return kernels * curve.floor_us * 1e-6 + (bytes_ + ramp) / rate + gelus * curve.gelu_ns * 1e-9
 
 
 def norm_traffic(tokens: Any, hidden: Any, width: float, statistics: int = 1) -> Traffic:

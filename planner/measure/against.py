@@ -95,9 +95,9 @@ def expected(case: Case, profile: HardwareProfile, formulas: Formulas) -> tuple[
         formula = getattr(formulas, case.phase)
         seconds = formula(device, fused, case.dtype, **sizes, head_dim=case.head_dim, value_dim=case.head_dim)
         return float(seconds), fused.spread
-    if isinstance(case, MemoryCase) and case.what == "add":
+    if isinstance(case, MemoryCase) and case.what in ("add", "gelu"):
         kernel = profile.elementwise
-        return float(formulas.elementwise(device, kernel, case.bytes_)), kernel.spread
+        return float(formulas.elementwise(device, kernel, case.bytes_, gelus=case.gelus)), kernel.spread
     if isinstance(case, CollectiveCase):
         return _link(profile, formulas, case.collective, case.bytes_, case.groups)
     if isinstance(case, PeerCase):

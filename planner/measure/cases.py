@@ -18,11 +18,12 @@ DTYPES: dict[DeviceKind, tuple[str, ...]] = {"cpu": ("fp32", "bf16"), "cuda": ("
 
 # transfers from this size on no cache holds
 LARGE_BYTES: dict[DeviceKind, int] = {"cpu": 128 * MIB, "cuda": 1024 * MIB}
+_GELU_BYTES = 40 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmCase:
-    """`[m, k] × [k, n]`, every rank for itself."""
+    """`[m, k] × [k, n]`, every rank for itself, and where training has them the products of its backward."""
 
     dtype: str
     m: int
@@ -51,10 +52,15 @@ class AttentionCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryCase:
-    """Bytes read and written: by a copy, by an addition, or between host and device."""
+    """Bytes read and written: by a copy, by an addition, by GELUs, or between host and device."""
 
-    what: Literal["copy", "add", "to_device", "from_device"]
+    what: Literal["copy", "add", "gelu", "to_device", "from_device"]
     bytes_: int
+
+    @property
+    def gelus(self) -> int:
+        """Elements of a GELU: forward moves two of each, backward three, and the case is the mean of both."""
+        return self.bytes_ // 10 if self.what == "gelu" else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +138,7 @@ def _memory(device: DeviceKind, *, quick: bool) -> Iterator[Case]:
         sizes = sorted({*sizes, 32 * KIB, MIB, 16 * MIB, 64 * MIB})
     for size in sizes:
         yield MemoryCase(what="add", bytes_=size)
+    yield MemoryCase(what="gelu", bytes_=_GELU_BYTES)
     if device == "cuda":
         yield MemoryCase(what="to_device", bytes_=64 * MIB)
         yield MemoryCase(what="from_device", bytes_=64 * MIB)

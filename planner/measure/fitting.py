@@ -33,6 +33,7 @@ _SIZES = ("batch", "query_len", "kv_len", "heads", "kv_heads", "head_dim")
 _FEWEST_ATTENTION = 4
 _LEAST_FLOOR_US = 1e-3
 _MOST_EFFICIENT = 2.0  # that a profile takes; a fit passes it where the timings show no limit of computation
+_MEMORY_BOUND = 1.2  # up to so many times what its bytes take, memory rules a kernel
 _DAO = Origin(source="paper", reference="Dao 2023, FlashAttention-2: backward has five products, forward two")
 _SAME_CORE = Origin(
     source="assumed", reference="cores that issue kernels run them too: neither waits for the other"
@@ -83,17 +84,24 @@ def peaks(measured: Measured) -> dict[str, float]:
 
 
 def elementwise(measured: Measured, device: Device, reference: str) -> Elementwise:
-    """The rate of the largest additions, and the time of the smallest."""
+    """The rate of the largest additions, the time of the smallest, and what GELUs take beyond their bytes."""
     adds = {
         case.bytes_: item for case, item in measured.items() if isinstance(case, MemoryCase) and case.what == "add"
     }
     largest, smallest = max(adds), min(adds)
+    rate = largest / adds[largest].seconds
+    dear = [
+        (item.seconds - case.bytes_ / rate) / case.gelus
+        for case, item in measured.items()
+        if isinstance(case, MemoryCase) and case.gelus and item.seconds > _MEMORY_BOUND * case.bytes_ / rate
+    ]
     return Elementwise(
         source="measured",
         reference=reference,
         spread=median_spread(list(adds.values())),
-        bandwidth_efficiency=_digits(largest / adds[largest].seconds / device.memory_bandwidth),
+        bandwidth_efficiency=_digits(rate / device.memory_bandwidth),
         floor_us=_digits(adds[smallest].seconds * 1e6),
+        gelu_ns=_digits(max(dear, default=0.0) * 1e9),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,8 +13,12 @@ from torch import Tensor
 
 from planner.measure.cases import AttentionCase, GemmCase, LaunchCase, MemoryCase
 from planner.measure.clock import CAPTURE, Batch, host_seconds, timed, timed_kernel
+from planner.units import MIB
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
+
+_COLD_BYTES = {"cpu": 16 * MIB, "cuda": 256 * MIB}  # more than the caches of a core or a GPU hold
+_THIN_ROWS = 8
 
 
 class NotMeasurableError(Exception):
@@ -20,12 +26,38 @@ class NotMeasurableError(Exception):
 
 
 def gemm(case: GemmCase, device: str) -> Batch:
-    """`[m, k] × [k, n]` with the weight kept as linear layers keep it, `[n, k]`."""
+    """`[m, k] × [k, n]` with the weight kept as linear layers keep it, `[n, k]`, out of no cache.
+
+    Training multiplies the same sizes in three ways, for a layer's output, its input's gradient and its weight's:
+    wide products are timed in all three by turns, thin ones, which only serving has, in the first.
+    """
     if case.dtype == "fp8":
         return _fp8_gemm(case, device)
-    left = torch.randn(case.m, case.k, device=device).to(_DTYPES[case.dtype])
-    weight = torch.randn(case.n, case.k, device=device).to(_DTYPES[case.dtype])
-    return timed_kernel(lambda: F.linear(left, weight), device)
+    left = _rotated((case.m, case.k), _DTYPES[case.dtype], device)
+    right = _rotated((case.n, case.k), _DTYPES[case.dtype], device)
+    ways: list[Callable[[Tensor, Tensor], Tensor]] = [F.linear]
+    if case.m > _THIN_ROWS:
+        ways += [
+            lambda left, right: left @ right.view(case.k, case.n),
+            lambda left, right: left.view(case.k, case.m).t() @ right.view(case.k, case.n),
+        ]
+    turns = itertools.cycle(ways)
+    return timed_kernel(lambda: next(turns)(next(left), next(right)), device)
+
+
+def _rotated(shape: tuple[int, int], dtype: torch.dtype, device: str) -> Iterator[Tensor]:
+    """Matrices in turn: between two uses of one so many others pass that a cache has lost it."""
+    elements = shape[0] * shape[1]
+    count = max(2, _COLD_BYTES[device] // (elements * dtype.itemsize))
+    random = _random(dtype, device)
+    values = random.repeat(-(-count * elements // random.numel()))[: count * elements]
+    return itertools.cycle(values.view(count, *shape).unbind())
+
+
+@functools.cache
+def _random(dtype: torch.dtype, device: str) -> Tensor:
+    """Numbers that are not alike, drawn once: a GPU that multiplies equal ones draws less power."""
+    return torch.randn(_COLD_BYTES[device] // dtype.itemsize, device=device).to(dtype)
 
 
 def _fp8_gemm(case: GemmCase, device: str) -> Batch:
@@ -73,19 +105,31 @@ def memory(case: MemoryCase, device: str) -> Batch:
         left, right = (torch.zeros(case.bytes_ // 12, device=device) for _ in range(2))
         out = torch.empty_like(left)
         return timed_kernel(lambda: torch.add(left, right, out=out), device)
+    if case.what == "gelu":
+        return _gelu(case, device)
     host = torch.zeros(case.bytes_, dtype=torch.uint8).pin_memory()
     other = torch.empty(case.bytes_, dtype=torch.uint8, device=device)
     source, target = (host, other) if case.what == "to_device" else (other, host)
     return timed(lambda: target.copy_(source, non_blocking=True), device)
 
 
+def _gelu(case: MemoryCase, device: str) -> Batch:
+    """Forward and backward in turn."""
+    value, gradient = (torch.randn(case.gelus, device=device) for _ in range(2))
+    backward = torch.ops.aten.gelu_backward
+    turns = itertools.cycle(
+        [lambda: F.gelu(value, approximate="tanh"), lambda: backward(gradient, value, approximate="tanh")]
+    )
+    return timed_kernel(lambda: next(turns)(), device)
+
+
 def launch(case: LaunchCase, device: str) -> Batch:
     """Host time of one small kernel, issued one by one, inside a compiled function, or from a graph."""
-    value, one = torch.zeros(64, device=device), torch.ones(64, device=device)
     if case.what == "eager":
-        return host_seconds(lambda: value.add_(one), device)
+        return _eager_launch(device)
     if case.what == "compiled":
         return _compiled_launch(device)
+    value, one = torch.zeros(64, device=device), torch.ones(64, device=device)
     kernels = 100
     graph = torch.cuda.CUDAGraph()
     value.add_(one)
@@ -95,6 +139,22 @@ def launch(case: LaunchCase, device: str) -> Batch:
             value.add_(one)
     replay = host_seconds(graph.replay, device)
     return lambda calls: replay(max(1, calls // kernels)) / kernels
+
+
+def _eager_launch(device: str) -> Batch:
+    """Layers of the least size forward and backward: modules and autograd are part of what a kernel costs."""
+    layers = 20
+    stack = torch.nn.Sequential(*(torch.nn.Linear(16, 16, bias=False) for _ in range(layers))).to(device)
+    value = torch.zeros(16, 16, device=device, requires_grad=True)
+    gradient = torch.zeros(16, 16, device=device)
+
+    def step() -> None:
+        stack.zero_grad()
+        stack(value).backward(gradient)
+
+    kernels = 3 * layers
+    whole = host_seconds(step, device)
+    return lambda calls: whole(max(1, calls // kernels)) / kernels
 
 
 def _compiled_launch(device: str) -> Batch:

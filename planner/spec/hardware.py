@@ -77,6 +77,7 @@ class Elementwise(Section):
     bandwidth_efficiency: Efficiency
     floor_us: Microseconds
     half_mib: Size = 0.0  # size at which half the bandwidth is reached
+    gelu_ns: Size = 0.0  # that an element's GELU takes beyond its bytes, where arithmetic is dear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
