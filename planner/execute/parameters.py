@@ -113,7 +113,32 @@ def chunk_of_state(parameter: Tensor) -> tuple[int, int, int] | None:
 def local(parameter: Tensor | None) -> Tensor:
     """This rank's part of a weight as a plain tensor through which gradients flow."""
     assert parameter is not None
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    if not isinstance(parameter, DTensor):
+        return parameter
+    if torch.compiler.is_compiling() or not (parameter.requires_grad and torch.is_grad_enabled()):
+        return parameter.to_local()
+    part: Tensor = _Part.apply(parameter)  # type: ignore[no-untyped-call]
+    return part
+
+
+class _Part(torch.autograd.Function):
+    """What `to_local` does, but that the gradient is wrapped as the weight is and not worked out anew.
+
+    That takes the host a tenth of a millisecond, as long as some layers take a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: DTensor) -> Tensor:
+        ctx.spec, part = weight._spec, weight._local_tensor
+        ctx.stride = part.stride()
+        return part.view_as(part)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> DTensor:
+        part = gradients[0]
+        if part.stride() != ctx.stride:
+            part = part.contiguous()
+        return DTensor(part, ctx.spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
