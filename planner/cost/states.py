@@ -27,7 +27,12 @@ def least_state_bytes(pricer: BlockPricer, layouts: Layouts, dense: Floats, expe
         sends=np.zeros(1, dtype=np.bool_), receives=np.zeros(1, dtype=np.bool_),
     )  # fmt: skip
     weights = RankWeights(
-        blocks={}, tied={}, dense=dense[None], experts=experts[None], largest_block=np.zeros_like(dense)[None]
+        blocks={},
+        tied={},
+        dense=dense[None],
+        experts=experts[None],
+        parts=np.zeros_like(dense)[None],
+        largest_block=np.zeros_like(dense)[None],
     )
     return np.asarray(RankStates(pricer, layouts, nobody, weights).least()[0])
 

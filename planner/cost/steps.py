@@ -39,14 +39,14 @@ class OnceAStep:
     reduce: Floats
     gather: Floats
     last: Floats  # the share of them that comes first or last and runs beside nothing
-    copies: Floats  # into and out of the buffers that are exchanged
+    alone: Floats  # beside nothing: copies for these exchanges, sums of parts of gradients
     optimizer: Floats
     overlapped: Bools  # whether the rest runs beside computation, [layout]
 
     @property
     def behind(self) -> Floats:
         """What runs beside nothing on each rank."""
-        return self.copies + self.optimizer
+        return self.alone + self.optimizer
 
     def take(self, rows: Ints) -> OnceAStep:
         """Some of the layouts."""
@@ -58,7 +58,7 @@ class Step:
     """Seconds of a step by what takes them, [layout]."""
 
     pipeline: Floats
-    exposed: Floats  # of the exchanges, with the copies around them
+    exposed: Floats  # of the exchanges, with what runs beside nothing
     optimizer: Floats
     pace: Ints  # the rank with the most work
 
@@ -85,7 +85,7 @@ def step(
     last, rows = once.behind.argmax(axis=0), np.arange(once.behind.shape[1])
     return Step(
         pipeline=pipeline.seconds,
-        exposed=exposed + once.copies[last, rows],
+        exposed=exposed + once.alone[last, rows],
         optimizer=once.optimizer[last, rows],
         pace=pipeline.pace,
     )

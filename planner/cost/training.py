@@ -32,6 +32,10 @@ from planner.spec.hardware import HardwareProfile
 from planner.spec.orders import orders
 from planner.spec.strategy import Schedule, Strategy
 from planner.spec.workload import TrainWorkload
+from planner.units import bytes_per_element
+
+_PART_BYTES = bytes_per_element("fp32")
+_PACKED = 4.0  # times that each byte is read or written around its exchange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,10 +294,17 @@ class SharedStages:
             reduce=np.where(apart, moved.reduce + routed.reduce, 0.0),
             gather=np.where(apart, moved.gather + routed.gather, 0.0),
             last=last,
-            copies=np.where(apart, copies.gradients + copies.values, 0.0),
+            alone=np.where(apart, copies.gradients + copies.values, 0.0) + self._parts_seconds(),
             optimizer=self._optimizer_seconds(),
             overlapped=data_parallel.overlaps(layouts, self.pricer.software),
         )
+
+    def _parts_seconds(self) -> Floats:
+        """Gradients of which each tensor-parallel rank has a part, packed, summed and unpacked in fp32."""
+        bytes_ = self.weights.parts / np.maximum(self.layouts.dp_shard, 1) * _PART_BYTES
+        packing = elementwise_seconds(self.profile.device, self.profile.elementwise, _PACKED * bytes_, kernels=0)
+        sending = self.pricer.network.seconds("all_reduce", "tp", self.meshes, bytes_)
+        return np.asarray(np.where(bytes_ > 0, packing + sending, 0.0))
 
     def _copies(self, parameters: Floats) -> data_parallel.Copies:
         """Seconds for gradients and values of so many parameters."""

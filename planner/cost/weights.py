@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.cost.kernels import Kernels
 from planner.cost.kv_heads import kv_heads
-from planner.cost.layouts import Floats, Layouts
+from planner.cost.layouts import Bools, Floats, Layouts
 from planner.cost.stages import StageCounts
 from planner.cost.ways import Way
 from planner.spec.graph import Block, Graph, Operator, Parameter, joined
@@ -23,6 +23,7 @@ class Weights:
 
     dense: Floats  # replicated over data and context parallel ranks
     experts: Floats  # replicated over an expert's own data-parallel ranks
+    parts: Floats  # of dense: each tensor-parallel rank makes a part of their gradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class RankWeights:
     tied: Mapping[str, Floats]  # of a way, what it shares with an earlier one of the rank
     dense: Floats
     experts: Floats
+    parts: Floats
     largest_block: Floats
 
 
@@ -53,6 +55,11 @@ class HeldParameter:
         """Of a rank."""
         return self.rows * self.row_elements
 
+    def summed(self, layouts: Layouts) -> Bools:
+        """Where its gradient is a sum over tensor-parallel ranks, or over those that keep the same head."""
+        whole = self.parts == "always" or (layouts.sp if self.parts == "sequence" else False)
+        return np.asarray((layouts.tp > 1) & (whole | (self.copies > 1)))
+
     def spread(self, ranks: Floats) -> Floats:
         """Elements of all shards together: rows filled up to divide, or columns cut where experts are fewer."""
         padded = np.ceil(self.rows / ranks) * ranks * self.row_elements
@@ -70,19 +77,21 @@ def rank_weights(
     blocks = _weights_of_ways([kernels[name] for name in stages.blocks], layouts)
     dense = stages.rank_sums(stages.sums(np.stack([blocks[name].dense for name in stages.blocks])))
     experts = stages.rank_sums(stages.sums(np.stack([blocks[name].experts for name in stages.blocks])))
+    parts = stages.rank_sums(stages.sums(np.stack([blocks[name].parts for name in stages.blocks])))
     tied: dict[str, Floats] = {}
     for group in tied_groups:
         here = np.zeros(stages.pp, dtype=np.bool_)
         for name, path in _named(stages.blocks, kernels, group):
             has = stages.holders(name)
             every = held_parameters(kernels[name].block, kernels[name].splits, layouts)
-            shared = next(item.elements for item in every if item.path == path)
-            again = np.where((has & here)[:, None], shared, 0.0)
+            shared = next(item for item in every if item.path == path)
+            again = np.where((has & here)[:, None], shared.elements, 0.0)
             here |= has
             dense -= again
+            parts -= again * shared.summed(layouts)
             tied[name] = tied.get(name, 0.0) + again
     largest = stages.most(np.stack([weights.dense + weights.experts for weights in blocks.values()]))
-    return RankWeights(blocks=blocks, tied=tied, dense=dense, experts=experts, largest_block=largest)
+    return RankWeights(blocks=blocks, tied=tied, dense=dense, experts=experts, parts=parts, largest_block=largest)
 
 
 def _named(
@@ -107,13 +116,14 @@ def _weights_of_ways(kernels: Iterable[Kernels], layouts: Layouts) -> dict[str, 
 
 def block_weights(block: Block, splits: Mapping[str, OperatorSplit], layouts: Layouts) -> Weights:
     """Cut weights are divided by tp, an expert's by ep·etp; the vocabulary is padded to divide."""
-    dense, experts = np.zeros((2, len(layouts)))
+    dense, experts, parts = np.zeros((3, len(layouts)))
     for held in held_parameters(block, splits, layouts):
         if held.expert:
             experts = experts + held.elements
         else:
             dense = dense + held.elements
-    return Weights(dense=dense, experts=experts)
+            parts = parts + held.elements * held.summed(layouts)
+    return Weights(dense=dense, experts=experts, parts=parts)
 
 
 def held_parameters(

@@ -17,7 +17,7 @@ from planner.execute.mesh import ALONE, Meshes
 from planner.execute.parameters import Summed
 from planner.execute.recompute import recompute_blocks
 from planner.execute.seeds import drop_by_head
-from planner.execute.sharding import DTYPES, Sharding, shard
+from planner.execute.sharding import DTYPES, DataParallel, shard
 from planner.execute.stage import DecoderStage, Stage
 from planner.execute.styles import HeadsSide, SharedInput, SplitStyle
 from planner.models.attention import Attention, LatentAttention
@@ -38,7 +38,7 @@ class Applied:
 
     stage: Stage
     meshes: Meshes
-    sharding: Sharding
+    sharding: DataParallel
     summed: tuple[Summed, ...]  # weights whose gradients are parts until a step ends
     logits: Layout  # of what the head gives
     compute_dtype: torch.dtype

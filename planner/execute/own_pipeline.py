@@ -14,7 +14,7 @@ from planner.execute.mesh import Meshes
 from planner.execute.own_stage import OwnStage
 from planner.execute.phases import phase
 from planner.execute.pipeline import SCHEDULES, SentStage
-from planner.execute.sharding import Sharding
+from planner.execute.sharding import DataParallel
 
 Inputs = dict[str, Any]
 
@@ -26,7 +26,7 @@ class OwnPipeline:
         self,
         stage: OwnStage,
         meshes: Meshes,
-        sharding: Sharding,
+        sharding: DataParallel,
         loss: Callable[[Any, Inputs], Tensor],
         microbatches: int,
         device: torch.device,

@@ -121,6 +121,14 @@ def local(parameter: Tensor | None) -> Tensor:
     return part
 
 
+def like(weight: Tensor, part: Tensor) -> Tensor:
+    """A part as a weight is: with its layout over ranks."""
+    if not isinstance(weight, DTensor):
+        return part
+    whole: Tensor = DTensor(part, weight._spec, requires_grad=False)  # type: ignore[no-untyped-call]
+    return whole
+
+
 class _Part(torch.autograd.Function):
     """What `to_local` does, but that the gradient is wrapped as the weight is and not worked out anew.
 

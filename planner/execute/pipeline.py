@@ -26,7 +26,7 @@ from planner.execute.apply import Applied
 from planner.execute.mesh import Meshes
 from planner.execute.objective import Objective
 from planner.execute.phases import phase
-from planner.execute.sharding import Sharding
+from planner.execute.sharding import DataParallel
 from planner.execute.step import Microbatch
 from planner.spec.strategy import Schedule, Strategy
 
@@ -107,7 +107,7 @@ class SentStage(PipelineStage):
     And it compares what a stage puts out with what it sends, which the last one does not: those are its logits.
     """
 
-    def __init__(self, sharding: Sharding, module: nn.Module, *args: Any, **keys: Any) -> None:
+    def __init__(self, sharding: DataParallel, module: nn.Module, *args: Any, **keys: Any) -> None:
         super().__init__(module, *args, **keys)
         self._sharding = sharding
 

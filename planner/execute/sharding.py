@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -16,12 +16,26 @@ from planner.errors import PlannerError
 from planner.execute.mesh import Meshes
 from planner.execute.parameters import local
 from planner.execute.phases import phase
+from planner.execute.replicas import Replicas
 from planner.execute.stage import Stage
 from planner.models.feedforward import Experts
 from planner.spec.strategy import Strategy
 from planner.spec.workload import Precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DataParallel(Protocol):
+    """What a step tells the data parallelism of a stage."""
+
+    def before_backward(self, *, last: bool) -> None:
+        """A microbatch's backward begins, of the step's last one or of an earlier one."""
+
+    def after_weights(self) -> None:
+        """A backward of weights alone is through."""
+
+    def finish(self) -> None:
+        """All microbatches are through: gradients are whole when this returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +117,7 @@ class Group:
     experts: bool = False
 
 
-def shard(stage: Stage, meshes: Meshes, precision: Precision) -> Sharding:
+def shard(stage: Stage, meshes: Meshes, precision: Precision) -> DataParallel:
     """Spread a stage's state over its data-parallel ranks; weights stay fp32, products run in `precision`."""
     sharding = shard_groups(stage, list(_groups_of(stage, meshes)), meshes, precision)
     if not _is_tied(stage):
@@ -114,7 +128,7 @@ def shard(stage: Stage, meshes: Meshes, precision: Precision) -> Sharding:
     return sharding
 
 
-def shard_groups(module: nn.Module, parts: Sequence[Group], meshes: Meshes, precision: Precision) -> Sharding:
+def shard_groups(module: nn.Module, parts: Sequence[Group], meshes: Meshes, precision: Precision) -> DataParallel:
     """The same for a module of which some parts are groups, in this order, and the rest is one."""
     if precision not in DTYPES:
         raise PlannerError(
@@ -128,6 +142,9 @@ def shard_groups(module: nn.Module, parts: Sequence[Group], meshes: Meshes, prec
     dtype = None if own == {torch.float64} else DTYPES[precision]
     if meshes.data_ranks == 1 and dtype in (None, torch.float32) and meshes.experts is None:
         return Sharding((), strategy.zero, strategy.pp > 1)
+    if strategy.zero == 0 and dtype in (None, torch.float32) and meshes.experts is None:
+        modules = [*(part.modules for part in parts), (module,)]
+        return Replicas(modules, meshes.state_mesh.get_group("dp_replicate"), strategy.pp > 1)
     groups: list[FSDPModule] = []
     for part in (*parts, Group(modules=(module,), reshard=False)):
         mesh = meshes.expert_state_mesh if part.experts else meshes.state_mesh

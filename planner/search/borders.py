@@ -166,7 +166,7 @@ class Borders:
             hop=self.table.hop[candidates],
         )
         exchanges = OnceAStep(
-            reduce=once("reduce"), gather=once("gather"), last=once("last"), copies=once("copies"),
+            reduce=once("reduce"), gather=once("gather"), last=once("last"), alone=once("alone"),
             optimizer=once("optimizer"), overlapped=self.table.once.overlapped[candidates],
         )  # fmt: skip
         taken = step(

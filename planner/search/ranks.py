@@ -158,7 +158,7 @@ class RankTable:
 
     def once_of(self, kinds: Sequence[Kind]) -> OnceAStep:
         """The exchanges of the ranks of a pipeline."""
-        names = ("reduce", "gather", "last", "copies", "optimizer")
+        names = ("reduce", "gather", "last", "alone", "optimizer")
         each = {name: np.stack([self.exchanges(kind, name) for kind in kinds]) for name in names}
         return OnceAStep(**each, overlapped=self.once.overlapped)
 

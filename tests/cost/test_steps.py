@@ -24,7 +24,7 @@ def case(ahead: Any, back: Any, reduce: Any, gather: Any, *, last: float = 0.1, 
         reduce=column(reduce),
         gather=column(gather),
         last=column(reduce) * 0 + last,
-        copies=column(reduce) * 0.0,
+        alone=column(reduce) * 0.0,
         optimizer=column(reduce) * 0.01,
         overlapped=np.array([True]),
     )

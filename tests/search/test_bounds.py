@@ -88,7 +88,7 @@ def test_least_seconds_are_below_the_step(seed: int) -> None:
         )
         reduce, gather, copies, optimizer = draw.uniform(0.0, 4.0, (4, pp, count))
         once = OnceAStep(
-            reduce=reduce, gather=gather, last=draw.uniform(0.0, 1.0, (pp, count)), copies=copies,
+            reduce=reduce, gather=gather, last=draw.uniform(0.0, 1.0, (pp, count)), alone=copies,
             optimizer=optimizer, overlapped=draw.random(count) < 0.7,
         )  # fmt: skip
         keys: Any = {

@@ -76,7 +76,7 @@ def seconds_of(given: StageProblem, every: list[tuple[Piece, ...]]) -> Any:
         ahead=rows("forward"), back=rows("backward"), weight=nothing, hop=np.full(len(every), given.hop)
     )
     once = OnceAStep(
-        reduce=rows("reduce"), gather=rows("gather"), last=nothing, copies=nothing,
+        reduce=rows("reduce"), gather=rows("gather"), last=nothing, alone=nothing,
         optimizer=rows("optimizer"), overlapped=np.zeros(len(every), dtype=np.bool_),
     )  # fmt: skip
     found = step(
