@@ -7,8 +7,9 @@ gradients scattered a block behind; each takes the longer of its computation and
 the other slows it. ZeRO-3 gathers in every microbatch, and layers again in backward; ZeRO-1 and 2 gather in the
 first, and ZeRO-1 scatters in the last.
 
-FSDP2 exchanges buffers: gathered parameters are copied out of them, gradients into them, beside nothing. Megatron
-keeps both where they are exchanged.
+FSDP2 exchanges buffers: gathered parameters are copied out of them, gradients into them, beside nothing. Where
+nothing is sharded nor cast the executor does without it and packs gradients once. Megatron keeps both where they
+are exchanged.
 """
 
 from __future__ import annotations
@@ -44,8 +45,15 @@ class Copies:
     values: Floats
 
 
-def copies(layouts: Layouts, workload: TrainWorkload, parameters: Floats, *, width: float) -> Copies:
-    """Of so many parameters of a rank, by torch's FSDP2 (`foreach_reduce`, `wait_for_unshard`).
+def packs(layouts: Layouts, workload: TrainWorkload, *, width: float, experts: bool) -> Bools:
+    """Whether gradients are summed by the executor itself: every rank has all weights as it computes with them."""
+    return np.asarray((layouts.zero == 0) & (workload.stack != "megatron") & (width == _SINGLE) & (not experts))
+
+
+def copies(
+    layouts: Layouts, workload: TrainWorkload, parameters: Floats, *, width: float, experts: bool
+) -> Copies:
+    """Of so many parameters of a rank, by torch's FSDP2 (`foreach_reduce`, `wait_for_unshard`) or by the executor.
 
     A gradient is copied into its buffer, and where nothing is scattered divided and copied once more. A shard is
     cast and copied into what is gathered, and the whole copied out of it; without shards only the cast is left.
@@ -53,10 +61,12 @@ def copies(layouts: Layouts, workload: TrainWorkload, parameters: Floats, *, wid
     if workload.stack == "megatron":
         return Copies(gradients=np.zeros_like(parameters), values=np.zeros_like(parameters))
     shards, each = np.maximum(layouts.dp_shard, 1), layouts.gradient_bytes
+    packed = packs(layouts, workload, width=width, experts=experts)
     exchanged, alone = layouts.dp * layouts.cp > 1, shards == 1
     cast = _SINGLE + width
     values = 2 * width + np.where(alone, cast * (width < _SINGLE), cast / shards)
-    gradients = width + each + np.where(alone, 4 * each, 0.0)
+    values = np.where(packed, 0.0, values)
+    gradients = width + each + np.where(alone & ~packed, 4 * each, 0.0)
     return Copies(gradients=parameters * gradients * exchanged, values=parameters * values * exchanged)
 
 

@@ -2,7 +2,8 @@
 
 Megatron keeps 16-bit weights and whole gradients, and shards the fp32 master weights and moments. The executor
 keeps fp32 shards (FSDP2) and gathers blocks in the working precision; gradients that are not reduced yet stand
-whole in fp32, and those on their way in buffers: of the head while the last layer is in backward.
+whole in fp32, and those on their way in buffers: of the head while the last layer is in backward. Where nothing
+is sharded nor cast, gradients are packed a group at a time and stay so.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from planner.cost.blocks import BlockPricer
+from planner.cost.data_parallel import packs
 from planner.cost.layouts import Bools, Floats, Layouts
 from planner.cost.stages import StageCounts
 from planner.cost.weights import RankWeights
@@ -49,6 +51,9 @@ class RankStates:
         self.shard = np.maximum(layouts.dp_shard, 1)
         spread = np.where(layouts.zero > 0, np.maximum(layouts.expert_dp // layouts.dp_replicate, 1), 1)
         self.whole = weights.dense + weights.experts
+        self.packed = packs(layouts, pricer.workload, width=pricer.width, experts=bool(weights.experts.any())) & (
+            layouts.dp * layouts.cp > 1
+        )
         self.sharded = weights.dense / self.shard + weights.experts / spread
 
     @property
@@ -79,6 +84,7 @@ class RankStates:
         head = np.where(self.with_head, self._ends(), 0.0)
         on_way = (self.width + _SINGLE + _SINGLE / self.shard) * head
         on_way = np.where(self._late | self._copied, 0.0, on_way)
+        on_way = np.where(self._packed_beside, np.where(self._late, 1.0, 2.0) * _SINGLE * head, on_way)
         return self._in_backward() | {"buffers": on_way}
 
     def in_backward(self) -> Parts:
@@ -87,7 +93,8 @@ class RankStates:
             return self._megatron()
         on_way = np.where(self._late, self.width, _SINGLE) * self._before
         on_way = np.where(self._late & self._of_two, 0.0, on_way)
-        on_way = np.where(self._copied, 2 * _SINGLE * self._before, on_way)
+        copied = np.where(self.packed, np.where(self._late, 0.0, 1.0), 2.0) * _SINGLE * self._before
+        on_way = np.where(self._copied, copied, on_way)
         return self._in_backward() | {"buffers": on_way}
 
     def behind_experts(self) -> Parts:
@@ -108,7 +115,9 @@ class RankStates:
         layer, experts = self._layer(), self._most_experts()
         ahead = np.where(experts > 0, experts, self._before)
         on_way = _SINGLE * ahead + (self.width + _SINGLE) * (layer - experts)
-        return self._in_backward() | {"buffers": np.where(self._late | self._copied, 0.0, on_way)}
+        on_way = np.where(self._late | self._copied, 0.0, on_way)
+        packed = _SINGLE * np.where(self._late, layer, self._before + 2 * layer)
+        return self._in_backward() | {"buffers": np.where(self._packed_beside, packed, on_way)}
 
     def _in_backward(self) -> Parts:
         """Weights that are gathered and gradients of earlier microbatches while layers are in backward.
@@ -143,11 +152,17 @@ class RankStates:
         """Every rank has all gradients, and they are reduced while backward runs."""
         return np.asarray((self.layouts.zero == 0) & (self.layouts.pp == 1))
 
+    @property
+    def _packed_beside(self) -> Bools:
+        """Gradients are packed as backward makes them; in a pipeline after it."""
+        return np.asarray(self.packed & (self.layouts.pp == 1))
+
     def at_end(self) -> Parts:
         """All backward is done, the first block's gradients are on their way."""
         if self.megatron:
             return self._megatron()
-        first = np.where(self.layouts.zero == 0, 2 * _SINGLE * self._of_block(0), 0.0)
+        copied = np.where(self.packed, 1.0, 2.0) * _SINGLE * self._of_block(0)
+        first = np.where(self.layouts.zero == 0, copied, 0.0)
         whole = np.where(self.layouts.zero == 0, self.whole * _SINGLE, 0.0)
         states = self._ours()
         return states | {"gradients": np.maximum(states["gradients"], whole), "buffers": first}

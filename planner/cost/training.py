@@ -308,7 +308,10 @@ class SharedStages:
 
     def _copies(self, parameters: Floats) -> data_parallel.Copies:
         """Seconds for gradients and values of so many parameters."""
-        moved = data_parallel.copies(self.layouts, self.workload, parameters, width=self.pricer.width)
+        experts = bool(self.weights.experts.any())
+        moved = data_parallel.copies(
+            self.layouts, self.workload, parameters, width=self.pricer.width, experts=experts
+        )
         device, curve = self.profile.device, self.profile.elementwise
         return data_parallel.Copies(
             gradients=np.asarray(elementwise_seconds(device, curve, moved.gradients, kernels=0)),

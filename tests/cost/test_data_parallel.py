@@ -61,12 +61,21 @@ def test_copies_into_and_out_of_buffers() -> None:
     """Shards of 4: a 16-bit gradient becomes an fp32 one; a quarter is cast and copied, the whole copied out."""
     rows = layouts({"dp": 4, "zero": 3}, {"dp": 4, "zero": 0}, {})
     counts = np.full(len(rows), PARAMETERS)
-    found = copies(rows, workload(stack="eager"), counts, width=WIDTH)
+    found = copies(rows, workload(stack="eager"), counts, width=WIDTH, experts=False)
     assert found.gradients.tolist() == [6 * PARAMETERS, (6 + 16) * PARAMETERS, 0.0]
     assert found.values.tolist() == [(6 / 4 + 4) * PARAMETERS, (6 + 4) * PARAMETERS, 0.0]
-    single = copies(rows, workload(stack="eager"), counts, width=4.0)
-    assert single.values.tolist() == [(8 / 4 + 8) * PARAMETERS, 8 * PARAMETERS, 0.0]
-    assert not copies(rows, workload(stack="megatron"), counts, width=WIDTH).gradients.any()
+    assert not copies(rows, workload(stack="megatron"), counts, width=WIDTH, experts=False).gradients.any()
+
+
+def test_whole_weights_in_fp32_are_only_packed() -> None:
+    """Not those of models with experts, which FSDP2 has."""
+    rows = layouts({"dp": 4, "zero": 3}, {"dp": 4, "zero": 0}, {})
+    counts = np.full(len(rows), PARAMETERS)
+    plain, routed = (copies(rows, workload(stack="eager"), counts, width=4.0, experts=by) for by in (False, True))
+    assert plain.gradients.tolist() == [8 * PARAMETERS, 8 * PARAMETERS, 0.0]
+    assert plain.values.tolist() == [(8 / 4 + 8) * PARAMETERS, 0.0, 0.0]
+    assert routed.gradients.tolist() == [8 * PARAMETERS, (8 + 16) * PARAMETERS, 0.0]
+    assert routed.values.tolist() == [(8 / 4 + 8) * PARAMETERS, 8 * PARAMETERS, 0.0]
 
 
 def test_one_rank_exchanges_nothing() -> None:

@@ -17,6 +17,7 @@ from planner.execute.context import own_tokens
 from planner.execute.gradients import clip_gradients
 from planner.execute.mesh import Meshes, build_meshes
 from planner.execute.seeds import seed_rank
+from planner.execute.sharding import Sharding
 from planner.execute.stage import DecoderStage, build_stage
 from planner.execute.step import Microbatch, run_step
 from planner.models.attention import Core
@@ -116,7 +117,8 @@ def step_errors(
     applied = applied_on_this_rank(spec, strategy, blocks, **(layout or {}))
     if as_in_pipeline:
         sharding = dataclasses.replace(applied.sharding, in_pipeline=True)
-        sharding.prepare()
+        if isinstance(sharding, Sharding):
+            sharding.prepare()
         applied = dataclasses.replace(applied, sharding=sharding)
     loss = run_step(applied, own_microbatches(spec, applied.meshes, sequences))
     expected_loss, expected = reference(spec, sequences)
