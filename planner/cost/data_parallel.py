@@ -21,11 +21,10 @@ from planner.cost.layouts import Bools, Floats, Layouts
 from planner.cost.network import GroupAxis, MeshRows, Network
 from planner.spec.hardware import SoftwareStack
 from planner.spec.workload import TrainWorkload
-from planner.units import bytes_per_element
+from planner.units import FP32_BYTES
 
 _MEGATRON_BUCKET_ELEMENTS = 40_000_000  # Megatron's default: the larger of this and a million per rank
 _MEGATRON_BUCKET_PER_RANK = 1_000_000
-_SINGLE = bytes_per_element("fp32")  # of a number that a shard keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +53,8 @@ def copies(layouts: Layouts, workload: TrainWorkload, parameters: Floats, *, wid
         return Copies(gradients=np.zeros_like(parameters), values=np.zeros_like(parameters))
     shards, each = np.maximum(layouts.dp_shard, 1), layouts.gradient_bytes
     exchanged, alone = layouts.dp * layouts.cp > 1, shards == 1
-    cast = _SINGLE + width
-    values = 2 * width + np.where(alone, cast * (width < _SINGLE), cast / shards)
+    cast = FP32_BYTES + width
+    values = 2 * width + np.where(alone, cast * (width < FP32_BYTES), cast / shards)
     gradients = width + each + np.where(alone, 4 * each, 0.0)
     return Copies(gradients=parameters * gradients * exchanged, values=parameters * values * exchanged)
 
