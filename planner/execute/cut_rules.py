@@ -117,7 +117,8 @@ def _asked(call: Call) -> Any:
 def _hooked(call: Call) -> Any:
     """A gradient has the parts of its tensor, and its hook sees it so."""
     cut, hook = call.first(), call.value(1, "hook")
-    return cut.local.register_hook(lambda gradient: part_of(hook(Cut.of(gradient, cut.along))))
+    local: Any = cut.local
+    return local.register_hook(lambda gradient: part_of(hook(Cut.of(gradient, cut.along))))
 
 
 def _over_dims(call: Call) -> Any:

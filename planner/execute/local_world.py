@@ -28,7 +28,7 @@ def run_locally(ranks: int, function: Callable[..., Any], *args: Any, seconds: f
 
     A PlannerError of a rank is raised here, so that bad input is told as such.
     """
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     # imported once for all; torch loads the second itself when it builds a module on the meta device
     context.set_forkserver_preload([function.__module__, "torch._dynamo"])
     with tempfile.TemporaryDirectory(prefix="tp-plan-") as folder:
