@@ -136,6 +136,11 @@ class Call:
         """Whether the first argument is computed anew where it lies."""
         return self.name.endswith("_") or self.name in ("iadd", "imul", "isub", "idiv", "itruediv")
 
+    @property
+    def writes_elsewhere(self) -> bool:
+        """Whether the result goes into a tensor that is given for it."""
+        return self.kwargs.get("out") is not None
+
     def first(self) -> Cut:
         """The cut tensor that the function works on."""
         if self.args and isinstance(self.args[0], Cut):
@@ -177,7 +182,7 @@ class Call:
 
     def on_whole(self) -> Any:
         """The function run on gathered tensors, on every rank the same."""
-        if self.in_place or self.name == "setitem":
+        if self.in_place or self.writes_elsewhere or self.name == "setitem":
             raise self.refused("a gathered tensor would be changed, and not its part")
 
         def whole(value: Any) -> Any:

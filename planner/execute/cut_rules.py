@@ -65,6 +65,8 @@ _OVER_DIMS = frozenset((
 def rule_of(call: Call) -> Rule:
     """The rule of a function, or one that refuses it."""
     name = call.name
+    if call.writes_elsewhere:
+        raise call.refused("out= is given")
     if name in SHAPES:
         return SHAPES[name]
     if name in _RULES:
@@ -87,8 +89,6 @@ def _unknown(call: Call) -> Any:
 
 def _elementwise(call: Call) -> Any:
     """Operands put below one another by their last dims; where one is cut the others are cut alike."""
-    if call.kwargs.get("out") is not None:
-        raise call.refused("out= is given")
     cuts = list(call.cuts())
     like = max(cuts, key=lambda cut: cut.local.dim())
     for other in cuts:
