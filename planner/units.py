@@ -9,9 +9,11 @@ GIB = 1024**3
 MB = 1000**2
 GB = 1000**3
 
+FP32_BYTES = 4.0  # what sums, statistics, losses and the state of an optimizer are kept in
+
 _BYTES_PER_ELEMENT = {
     "fp64": 8.0,
-    "fp32": 4.0,
+    "fp32": FP32_BYTES,
     "bf16": 2.0,
     "fp16": 2.0,
     "fp8": 1.0,

@@ -1,4 +1,4 @@
-"""One thread per process, no network, and a cache of the test session's own."""
+"""One thread per process, no network, and a cache of the test session's own, which its processes share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = os.environ.get("TP_PLAN_CACHE")
-    os.environ["TP_PLAN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    own = tmp_path_factory.getbasetemp()
+    session = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    os.environ["TP_PLAN_CACHE"] = str(session / "cache")
     yield
     if before is None:
         del os.environ["TP_PLAN_CACHE"]

@@ -11,17 +11,7 @@ from pathlib import Path
 import pytest
 
 import planner
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """tp-plan in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "planner", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
+from tests.command_line import tp_plan as run
 
 
 def test_list_models() -> None:
@@ -165,8 +155,14 @@ def test_a_closed_pipe_is_quiet(line: str) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("sink", [">/dev/full", ">&-", "1</dev/null"])
-@pytest.mark.parametrize("line", ["list models", "list models --json", "--help", "trace gpt2", "nothing --json"])
+@pytest.mark.parametrize(
+    ("line", "sink"),
+    [
+        *(("list models", sink) for sink in (">/dev/full", ">&-", "1</dev/null")),
+        *((line, ">/dev/full") for line in ("list models --json", "--help", "trace gpt2", "nothing --json")),
+        *((line, ">&-") for line in ("--help", "nothing --json")),
+    ],
+)
 def test_an_output_that_cannot_be_written_is_exit_2(line: str, sink: str) -> None:
     done = shell(f"tp-plan {line} {sink}")
     assert done.returncode == 2
@@ -223,14 +219,9 @@ def test_a_pipe_in_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
     assert "regular file" in done.stderr
 
 
-def test_a_flag_is_never_the_name_of_the_output(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "planner", "trace", "gpt2", "-o", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+def test_a_flag_is_never_the_name_of_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("trace", "gpt2", "-o", "--json")
     assert done.returncode == 2
     assert "is a flag" in json.loads(done.stdout)["error"]["rule"]
     assert list(tmp_path.iterdir()) == []
@@ -256,8 +247,11 @@ def test_completion(shell: str) -> None:
     assert "_TP_PLAN_COMPLETE" in done.stdout
 
 
-def test_completion_of_model_names() -> None:
-    done = run(_TP_PLAN_COMPLETE="bash_complete", COMP_WORDS="tp-plan explain llama3.1", COMP_CWORD="2")
+def test_completion_of_model_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TP_PLAN_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "tp-plan explain llama3.1")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    done = run()
     assert "plain,llama3.1-405b" in done.stdout.split()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import pytest
 
 import planner
-from planner import cli
 from planner.spec.estimate import Estimate
 from planner.spec.files import read_yaml
 from planner.spec.yaml_text import dump_yaml
+from tests.command_line import tp_plan
 from tests.report.test_terminal import on_a_terminal
 from tests.tiny import tiny_spec
 
@@ -31,17 +30,12 @@ def model(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def run(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(model: str) -> Run:
     """`tp-plan estimate` of the small model on so many H100: its exit code, output and errors."""
 
     def call(*arguments: str, gpus: int = 8, hardware: str = "dgx-h100", of: str = model) -> tuple[int, str, str]:
-        words = ["tp-plan", "estimate", of, "--hardware", hardware, "--gpus", str(gpus), *arguments]
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        told = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, told.out, told.err
+        told = tp_plan("estimate", of, "--hardware", hardware, "--gpus", str(gpus), *arguments)
+        return told.returncode, told.stdout, told.stderr
 
     return call
 

@@ -11,16 +11,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import planner
-from planner import cli
 from planner.report.streams import progress_text
 from planner.spec.plan import Plan
 from planner.spec.yaml_text import dump_yaml
+from tests.command_line import tp_plan
 from tests.tiny import tiny_spec
 
 Run = Callable[..., tuple[int, str, str]]
@@ -31,23 +32,19 @@ SHORT = ("--seq-len", "256", "--global-batch", "32")
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A spec file of a small model, in the folder where everything runs."""
     monkeypatch.chdir(tmp_path)
+    return write_model()
+
+
+def write_model() -> str:
+    """The same in the folder where this runs."""
     Path("small.yaml").write_text(dump_yaml(tiny_spec("llama", layers=4, max_positions=512).to_dict()))
     return "small.yaml"
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run() -> Run:
     """tp-plan with these words: its exit code, output and errors."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tp-plan", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        told = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, told.out, told.err
-
-    return call
+    return lambda *words: astuple(tp_plan(*words))
 
 
 @pytest.fixture
@@ -267,6 +264,16 @@ def test_estimating_a_plan(planned: Run, run: Run) -> None:
     assert "Missing option '--gpus'" in run("estimate", "small.yaml", "--hardware", "dgx-h100")[2]
 
 
+@pytest.fixture(scope="module")
+def plan_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A plan of the small model that is there to be spoiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("plan"))
+        words = ("plan", write_model(), "--hardware", "dgx-h100", "--gpus", "4", *SHORT, "-q", "-o", "plan.yaml")
+        assert tp_plan(*words, "--fix", "dp=4,zero=1,microbatch=1").returncode == 0
+        return Path("plan.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -280,12 +287,10 @@ def test_estimating_a_plan(planned: Run, run: Run) -> None:
 )
 @pytest.mark.parametrize("verb", ["explain", "compare", "estimate"])
 def test_a_plan_that_cannot_be_is_refused_with_its_line(
-    planned: Run, run: Run, verb: str, old: str, new: str, said: str
+    model: str, run: Run, plan_text: str, verb: str, old: str, new: str, said: str
 ) -> None:
-    assert planned("-q", "-o", "plan.yaml", "--fix", "dp=4,zero=1,microbatch=1")[0] == 0
-    text = Path("plan.yaml").read_text()
-    assert text.count(f"\n{old}") + text.startswith(old) == 1
-    Path("plan.yaml").write_text(f"\n{text}".replace(f"\n{old}", f"\n{new}", 1)[1:])
+    assert plan_text.count(f"\n{old}") + plan_text.startswith(old) == 1
+    Path("plan.yaml").write_text(f"\n{plan_text}".replace(f"\n{old}", f"\n{new}", 1)[1:])
     code, out, err = run(verb, "plan.yaml")
     assert (code, out) == (2, "")
     assert said in err

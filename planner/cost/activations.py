@@ -22,8 +22,9 @@ from planner.cost.weights import held_parameters
 from planner.spec.graph import Operator
 from planner.spec.sizes import Tensor
 from planner.spec.strategy import Recompute
+from planner.units import FP32_BYTES
 
-_LOGIT_BYTES = 4.0
+_LOGIT_BYTES = FP32_BYTES
 _QUANTISED = "~quantised"
 
 

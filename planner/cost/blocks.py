@@ -30,12 +30,11 @@ from planner.spec.hardware import GemmCurve, HardwareProfile
 from planner.spec.sizes import Dim, Tensor
 from planner.spec.strategy import Recompute
 from planner.spec.workload import Precision, TrainWorkload
-from planner.units import bytes_per_element
+from planner.units import FP32_BYTES, bytes_per_element
 
 _BACKWARD_PASSES = 2.0  # a product's backward is two products
 _QUANTISED_BYTES = 1.0
-_SINGLE = 4.0
-_WEIGHT_SUM_BYTES = 4.0  # gradients that the product's own kernel adds to fp32 sums
+_WEIGHT_SUM_BYTES = FP32_BYTES  # gradients that the product's own kernel adds to fp32 sums
 
 
 class BlockPricer:
@@ -262,8 +261,8 @@ class _BlockCosting:
         share = self.tp if self._share(loss.inputs[0]) == "cut" else self.whole
         logits = self.sizes.elements(loss.inputs[0]) / share
         width = self.pricer.width
-        ahead = logits * (2 * width + _SINGLE + 3 * 2 * _SINGLE + _SINGLE)
-        return self._elementwise(ahead, 6), self._elementwise(logits * (3 * _SINGLE + width), 2)
+        ahead = logits * (2 * width + FP32_BYTES + 3 * 2 * FP32_BYTES + FP32_BYTES)
+        return self._elementwise(ahead, 6), self._elementwise(logits * (3 * FP32_BYTES + width), 2)
 
     def _pass_seconds(self, item: Pass) -> tuple[Any, Any]:
         if item.operators[0].kind == "loss" and self.pricer.workload.loss_in_place:

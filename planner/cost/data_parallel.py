@@ -22,11 +22,10 @@ from planner.cost.layouts import Bools, Floats, Layouts
 from planner.cost.network import GroupAxis, MeshRows, Network
 from planner.spec.hardware import SoftwareStack
 from planner.spec.workload import TrainWorkload
-from planner.units import bytes_per_element
+from planner.units import FP32_BYTES
 
 _MEGATRON_BUCKET_ELEMENTS = 40_000_000  # Megatron's default: the larger of this and a million per rank
 _MEGATRON_BUCKET_PER_RANK = 1_000_000
-_SINGLE = bytes_per_element("fp32")  # of a number that a shard keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +46,7 @@ class Copies:
 
 def packs(layouts: Layouts, workload: TrainWorkload, *, width: float, experts: bool) -> Bools:
     """Whether gradients are summed by the executor itself: every rank has all weights as it computes with them."""
-    return np.asarray((layouts.zero == 0) & (workload.stack != "megatron") & (width == _SINGLE) & (not experts))
+    return np.asarray((layouts.zero == 0) & (workload.stack != "megatron") & (width == FP32_BYTES) & (not experts))
 
 
 def copies(
@@ -63,8 +62,8 @@ def copies(
     shards, each = np.maximum(layouts.dp_shard, 1), layouts.gradient_bytes
     packed = packs(layouts, workload, width=width, experts=experts)
     exchanged, alone = layouts.dp * layouts.cp > 1, shards == 1
-    cast = _SINGLE + width
-    values = 2 * width + np.where(alone, cast * (width < _SINGLE), cast / shards)
+    cast = FP32_BYTES + width
+    values = 2 * width + np.where(alone, cast * (width < FP32_BYTES), cast / shards)
     values = np.where(packed, 0.0, values)
     gradients = width + each + np.where(alone & ~packed, 4 * each, 0.0)
     return Copies(gradients=parameters * gradients * exchanged, values=parameters * values * exchanged)

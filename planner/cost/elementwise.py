@@ -13,12 +13,11 @@ import numpy as np
 
 from planner.spec.hardware import Device, Elementwise, SoftwareStack
 from planner.spec.workload import Optimizer
-from planner.units import MIB
+from planner.units import FP32_BYTES, MIB
 
-_LOGIT_BYTES = 4.0  # losses are computed in fp32
+_LOGIT_BYTES = FP32_BYTES  # losses are computed in fp32
 _INDEX_BYTES = 8.0  # token ids and targets are int64
-_STATISTIC_BYTES = 4.0  # a norm keeps its mean or inverse deviation of each token in fp32
-_SINGLE = 4.0
+_STATISTIC_BYTES = FP32_BYTES  # a norm keeps its mean or inverse deviation of each token in fp32
 _HOST_POWER = 8.0  # how sharply the longer of host and device rules
 
 
@@ -69,7 +68,7 @@ def cast_bytes(elements: Any, from_width: float, to_width: float) -> Any:
     return elements * (from_width + to_width)
 
 
-def embedding_traffic(tokens: Any, hidden: Any, width: float, gradient_width: float = _SINGLE) -> Traffic:
+def embedding_traffic(tokens: Any, hidden: Any, width: float, gradient_width: float = FP32_BYTES) -> Traffic:
     """Rows of a table: forward copies them; backward reads gradients and adds each to its row."""
     elements, ids = tokens * hidden, tokens * _INDEX_BYTES
     added = elements * (width + 2 * gradient_width)
@@ -88,15 +87,15 @@ def cross_entropy_traffic(tokens: Any, vocab: Any, width: float) -> Traffic:
     return Traffic(forward_bytes=both, backward_bytes=both)
 
 
-def optimizer_bytes_per_parameter(optimizer: Optimizer, width: float, gradient_width: float = _SINGLE) -> float:
+def optimizer_bytes_per_parameter(optimizer: Optimizer, width: float, gradient_width: float = FP32_BYTES) -> float:
     """Bytes of one step per parameter: gradient read; fp32 weight and moments read and written.
 
     Below fp32 a master weight is kept, and the working weight of `width` is written besides. SGD here has no
     momentum.
     """
     moments = 2 if optimizer == "adamw" else 0
-    working = width if width < _SINGLE else 0.0
-    return gradient_width + 2 * _SINGLE * (1 + moments) + working
+    working = width if width < FP32_BYTES else 0.0
+    return gradient_width + 2 * FP32_BYTES * (1 + moments) + working
 
 
 def host_seconds(

@@ -21,11 +21,12 @@ from planner.spec.graph import Block, Operator
 from planner.spec.sizes import Tensor
 from planner.spec.strategy import Recompute
 from planner.spec.workload import Stack
+from planner.units import FP32_BYTES
 
 Pass = Literal["forward", "backward", "loss"]
 
 _BOTH: tuple[Recompute, ...] = ("selective", "full")
-_STATISTIC_BYTES = 4.0
+_STATISTIC_BYTES = FP32_BYTES
 # a token's largest logit, then the sum of exponentials and the target's logit: together, or one after the other
 _STATISTICS: dict[Stack, tuple[int, ...]] = {
     "eager": (1, 2), "compiled": (1, 2), "cuda_graph": (1, 2), "megatron": (1, 1, 1),

@@ -18,8 +18,7 @@ from planner.cost.training import SharedStages
 from planner.cost.weights import held_parameters
 from planner.spec.paths import Span
 from planner.spec.plan import CollectiveAxis, CollectiveKind, ExpectedCollective, Phase
-
-_FULL_PRECISION_BYTES = 4.0
+from planner.units import FP32_BYTES
 
 _AXES: dict[GroupAxis, CollectiveAxis] = {
     "tp": "tp", "cp": "cp", "cp_neighbours": "cp", "ep": "ep", "etp": "etp", "shard": "dp", "data": "dp",
@@ -58,7 +57,7 @@ def _of_rank(shared: SharedStages, rank: int) -> Iterator[_Call]:
     yield from _between_stages(shared, rank, microbatches)
     yield from _of_tied_ends(shared, rank)
     if shared.layouts.gpus[0] > 1:
-        yield "world", "clip", "all_reduce", 1, _FULL_PRECISION_BYTES  # the norm's square
+        yield "world", "clip", "all_reduce", 1, FP32_BYTES  # the norm's square
 
 
 def _between_stages(shared: SharedStages, rank: int, microbatches: float) -> Iterator[_Call]:
@@ -85,7 +84,7 @@ def _of_tied_ends(shared: SharedStages, rank: int) -> Iterator[_Call]:
         holders = np.any([stages.holders(name) for name in held], axis=0)
         if holders[rank] and holders.sum() > 1:
             size = next(item for name, item in held.items() if stages.holds(rank, name)).spread(shards)[0]
-            yield "pp", "gradient_sync", "all_reduce", 1, float(size / shards[0]) * _FULL_PRECISION_BYTES
+            yield "pp", "gradient_sync", "all_reduce", 1, float(size / shards[0]) * FP32_BYTES
 
 
 def _of_block(shared: SharedStages, name: str) -> Iterator[_Call]:
@@ -203,7 +202,7 @@ def _of_parts(shared: SharedStages, rank: int, counts: dict[str, int]) -> Iterat
         for held in held_parameters(kernels.block, kernels.splits, layouts):
             if (name, held.path) in tied:
                 continue
-            size = float(held.spread(ranks)[0]) / float(ranks[0]) * count * _FULL_PRECISION_BYTES
+            size = float(held.spread(ranks)[0]) / float(ranks[0]) * count * FP32_BYTES
             everywhere += size if held.parts in parts else 0.0
             by_head += size if held.copies[0] > 1 else 0.0
     for size in (everywhere, by_head):

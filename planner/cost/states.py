@@ -15,8 +15,8 @@ from planner.cost.data_parallel import packs
 from planner.cost.layouts import Bools, Floats, Layouts
 from planner.cost.stages import StageCounts
 from planner.cost.weights import RankWeights
+from planner.units import FP32_BYTES
 
-_SINGLE = 4.0
 _MOMENT_BYTES = {"adamw": 8.0, "sgd": 0.0}
 
 Parts = dict[str, Floats]  # [rank, layout] each
@@ -82,18 +82,18 @@ class RankStates:
         if self.megatron:
             return self._megatron()
         head = np.where(self.with_head, self._ends(), 0.0)
-        on_way = (self.width + _SINGLE + _SINGLE / self.shard) * head
+        on_way = (self.width + FP32_BYTES + FP32_BYTES / self.shard) * head
         on_way = np.where(self._late | self._copied, 0.0, on_way)
-        on_way = np.where(self._packed_beside, np.where(self._late, 1.0, 2.0) * _SINGLE * head, on_way)
+        on_way = np.where(self._packed_beside, np.where(self._late, 1.0, 2.0) * FP32_BYTES * head, on_way)
         return self._in_backward() | {"buffers": on_way}
 
     def in_backward(self) -> Parts:
         """The first layer in backward, the block after it on its way to be reduced."""
         if self.megatron:
             return self._megatron()
-        on_way = np.where(self._late, self.width, _SINGLE) * self._before
+        on_way = np.where(self._late, self.width, FP32_BYTES) * self._before
         on_way = np.where(self._late & self._of_two, 0.0, on_way)
-        copied = np.where(self.packed, np.where(self._late, 0.0, 1.0), 2.0) * _SINGLE * self._before
+        copied = np.where(self.packed, np.where(self._late, 0.0, 1.0), 2.0) * FP32_BYTES * self._before
         on_way = np.where(self._copied, copied, on_way)
         return self._in_backward() | {"buffers": on_way}
 
@@ -102,8 +102,8 @@ class RankStates:
         if self.megatron:
             return self._megatron()
         experts = self._most_experts()
-        on_way = _SINGLE * self._before + (self.width + _SINGLE) * experts
-        on_way = np.where(self._late | self._copied, (self.width + _SINGLE) * experts, on_way)
+        on_way = FP32_BYTES * self._before + (self.width + FP32_BYTES) * experts
+        on_way = np.where(self._late | self._copied, (self.width + FP32_BYTES) * experts, on_way)
         states = self._in_backward()
         freed = np.where(self._drops, experts * self._gathered_bytes, 0.0)
         return states | {"gathered": states["gathered"] - freed, "buffers": np.where(experts > 0, on_way, 0.0)}
@@ -114,9 +114,9 @@ class RankStates:
             return self._megatron()
         layer, experts = self._layer(), self._most_experts()
         ahead = np.where(experts > 0, experts, self._before)
-        on_way = _SINGLE * ahead + (self.width + _SINGLE) * (layer - experts)
+        on_way = FP32_BYTES * ahead + (self.width + FP32_BYTES) * (layer - experts)
         on_way = np.where(self._late | self._copied, 0.0, on_way)
-        packed = _SINGLE * np.where(self._late, layer, self._before + 2 * layer)
+        packed = FP32_BYTES * np.where(self._late, layer, self._before + 2 * layer)
         return self._in_backward() | {"buffers": np.where(self._packed_beside, packed, on_way)}
 
     def _in_backward(self) -> Parts:
@@ -161,9 +161,9 @@ class RankStates:
         """All backward is done, the first block's gradients are on their way."""
         if self.megatron:
             return self._megatron()
-        copied = np.where(self.packed, 1.0, 2.0) * _SINGLE * self._of_block(0)
+        copied = np.where(self.packed, 1.0, 2.0) * FP32_BYTES * self._of_block(0)
         first = np.where(self.layouts.zero == 0, copied, 0.0)
-        whole = np.where(self.layouts.zero == 0, self.whole * _SINGLE, 0.0)
+        whole = np.where(self.layouts.zero == 0, self.whole * FP32_BYTES, 0.0)
         states = self._ours()
         return states | {"gradients": np.maximum(states["gradients"], whole), "buffers": first}
 
@@ -173,7 +173,7 @@ class RankStates:
 
     def _megatron_kept(self) -> Parts:
         zero = self.layouts.zero
-        master = _SINGLE if self.width < _SINGLE else 0.0
+        master = FP32_BYTES if self.width < FP32_BYTES else 0.0
         gradients = np.where(zero >= 2, self.sharded, self.whole)
         return {
             "weights": np.where(zero == 3, self.sharded, self.whole) * self.width,
@@ -186,8 +186,8 @@ class RankStates:
         several = self.layouts.microbatches > 1
         gradients = np.where(self._late, self.whole, np.where(several, self.sharded, 0.0))
         return {
-            "weights": self.sharded * _SINGLE,
-            "gradients": gradients * _SINGLE,
+            "weights": self.sharded * FP32_BYTES,
+            "gradients": gradients * FP32_BYTES,
             "optimizer": self.sharded * self.moments,
         }
 
@@ -216,7 +216,7 @@ class RankStates:
     def _gathered_bytes(self) -> Floats:
         """Of a gathered weight: none where fp32 shards are the weights themselves."""
         layouts = self.layouts
-        same = (self.width == _SINGLE) & (layouts.dp_shard <= 1)
+        same = (self.width == FP32_BYTES) & (layouts.dp_shard <= 1)
         return np.where(same, 0.0, self.width)
 
     def _layer(self) -> Floats:

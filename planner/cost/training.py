@@ -32,9 +32,8 @@ from planner.spec.hardware import HardwareProfile
 from planner.spec.orders import orders
 from planner.spec.strategy import Schedule, Strategy
 from planner.spec.workload import TrainWorkload
-from planner.units import bytes_per_element
+from planner.units import FP32_BYTES
 
-_PART_BYTES = bytes_per_element("fp32")
 _PACKED = 4.0  # times that each byte is read or written around its exchange
 
 
@@ -301,7 +300,7 @@ class SharedStages:
 
     def _parts_seconds(self) -> Floats:
         """Gradients of which each tensor-parallel rank has a part, packed, summed and unpacked in fp32."""
-        bytes_ = self.weights.parts / np.maximum(self.layouts.dp_shard, 1) * _PART_BYTES
+        bytes_ = self.weights.parts / np.maximum(self.layouts.dp_shard, 1) * FP32_BYTES
         packing = elementwise_seconds(self.profile.device, self.profile.elementwise, _PACKED * bytes_, kernels=0)
         sending = self.pricer.network.seconds("all_reduce", "tp", self.meshes, bytes_)
         return np.asarray(np.where(bytes_ > 0, packing + sending, 0.0))

@@ -136,6 +136,11 @@ class Call:
         """Whether the first argument is computed anew where it lies."""
         return self.name.endswith("_") or self.name in ("iadd", "imul", "isub", "idiv", "itruediv")
 
+    @property
+    def writes_elsewhere(self) -> bool:
+        """Whether the result goes into a tensor that is given for it."""
+        return self.kwargs.get("out") is not None
+
     def first(self) -> Cut:
         """The cut tensor that the function works on."""
         if self.args and isinstance(self.args[0], Cut):
@@ -153,7 +158,7 @@ class Call:
     def dims(self, place: int, name: str = "dim", default: Any = None) -> tuple[int, ...] | None:
         """Dims that a function names, from 0 on; None where it names none."""
         given = self.value(place, name, self.kwargs.get("axis", default))
-        if given is None:
+        if given is None or isinstance(given, bool) or given in ((), []):  # a flag comes first, as in std(False)
             return None
         ndim = self.first().local.dim()
         return tuple(each % ndim for each in (given if isinstance(given, (list, tuple)) else (given,)))
@@ -177,7 +182,7 @@ class Call:
 
     def on_whole(self) -> Any:
         """The function run on gathered tensors, on every rank the same."""
-        if self.in_place or self.name == "setitem":
+        if self.in_place or self.writes_elsewhere or self.name == "setitem":
             raise self.refused("a gathered tensor would be changed, and not its part")
 
         def whole(value: Any) -> Any:
@@ -222,14 +227,17 @@ def name_of(func: Any) -> str:
     return name.removeprefix("__").removesuffix("__") if name.startswith("__") else name
 
 
-def entering(x: Tensor, peers: Peers) -> Tensor:
-    """A whole tensor read by parts: its gradient is a sum over ranks."""
+def entering(x: Tensor, peers: Peers, *, in_place: bool = False) -> Tensor:
+    """A whole tensor read by parts: its gradient is a sum over ranks, made `in_place` if no other has it."""
     if not x.requires_grad:
         return x
     if x.is_meta:
         met: Tensor = Met.apply(x)
         return met
-    return x if is_summed(x) else convert(x, "replicate", "replicate", peers, gradient="partial")
+    if is_summed(x):
+        return x
+    read: Tensor = convert(x, "replicate", "replicate", peers, gradient="partial")
+    return read if in_place else _CopiedGradient.apply(read)
 
 
 def met_by(x: Tensor, call: Call, along: Along, k: int) -> Tensor:
@@ -253,10 +261,22 @@ class Met(torch.autograd.Function):
         return gradients[0]
 
 
+class _CopiedGradient(torch.autograd.Function):
+    """Copies a gradient that is then summed in place: `a + b` hands one and the same tensor to both."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].clone()
+
+
 def gathered(x: Tensor, peers: Peers, *, gradient: Any = "same") -> Tensor:
-    """Whole, whatever it was. With a partial gradient, for what reads it in parts."""
+    """Whole, whatever it was. With a partial gradient, for products that each rank has some features of."""
     if not isinstance(x, Cut):
-        return entering(x, peers) if gradient == "partial" else x
+        return entering(x, peers, in_place=True) if gradient == "partial" else x  # read by products alone
     along = x.along
     layout = _LAYOUTS.get(along.dim - x.local.dim())
     if layout is None or along.parts:

@@ -24,6 +24,7 @@ from planner.execute.cut import (
     gathered,
     met_by,
     moved_to,
+    part_of,
 )
 from planner.execute.cut_shapes import SHAPES
 from planner.execute.loss import IGNORED, token_loss_sum
@@ -48,7 +49,7 @@ _CASTS = frozenset((
 ))  # fmt: skip
 _ASKED = frozenset((
     "is_floating_point", "is_complex", "is_contiguous", "element_size", "get_device", "new_zeros", "new_ones",
-    "new_full", "new_empty", "new_tensor", "register_hook", "result_type", "repr", "format", "hash",
+    "new_full", "new_empty", "new_tensor", "result_type", "repr", "format", "hash",
 ))  # fmt: skip
 _ASKED_ATTRIBUTES = frozenset((
     "dtype", "device", "layout", "is_cuda", "is_meta", "is_sparse", "is_quantized", "is_nested",
@@ -64,6 +65,8 @@ _OVER_DIMS = frozenset((
 def rule_of(call: Call) -> Rule:
     """The rule of a function, or one that refuses it."""
     name = call.name
+    if call.writes_elsewhere:
+        raise call.refused("out= is given")
     if name in SHAPES:
         return SHAPES[name]
     if name in _RULES:
@@ -86,8 +89,6 @@ def _unknown(call: Call) -> Any:
 
 def _elementwise(call: Call) -> Any:
     """Operands put below one another by their last dims; where one is cut the others are cut alike."""
-    if call.kwargs.get("out") is not None:
-        raise call.refused("out= is given")
     cuts = list(call.cuts())
     like = max(cuts, key=lambda cut: cut.local.dim())
     for other in cuts:
@@ -111,6 +112,13 @@ def _cast(call: Call) -> Any:
 
 def _asked(call: Call) -> Any:
     return call.on_parts()
+
+
+def _hooked(call: Call) -> Any:
+    """A gradient has the parts of its tensor, and its hook sees it so."""
+    cut, hook = call.first(), call.value(1, "hook")
+    local: Any = cut.local
+    return local.register_hook(lambda gradient: part_of(hook(Cut.of(gradient, cut.along))))
 
 
 def _over_dims(call: Call) -> Any:
@@ -328,6 +336,7 @@ def _joined(call: Call) -> Any:
 
 
 _RULES: dict[str, Rule] = {
+    "register_hook": _hooked,
     "layer_norm": _norm_of_last,
     "rms_norm": _norm_of_last,
     "linear": _linear,

@@ -267,8 +267,8 @@ def _getitem(call: Call) -> Any:
     """x[...] with numbers, slices, None and ... ."""
     cut, index = call.first(), call.args[1]
     items = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(item, (Tensor, list)) for item in items):
-        raise call.refused("by a tensor")
+    if any(isinstance(item, (Tensor, list, bool)) for item in items):
+        raise call.refused("by a tensor or a flag")
     named = sum(item is not None and item is not Ellipsis for item in items)
     if Ellipsis not in items:
         items.append(Ellipsis)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,12 @@ def build_huggingface(
 
 @contextmanager
 def in_double() -> Iterator[None]:
-    """Inside, what asks for 32-bit gets 64: the library widens to fp32 in norms, softmax and tables."""
+    """Inside, what asks for 32-bit gets 64: the library widens to fp32 in norms, softmax and tables.
+
+    What is imported inside would keep tables of dtypes that are wrong ever after.
+    """
+    for name in ("safetensors.torch", "transformers.modeling_utils"):
+        importlib.import_module(name)
     single, default = torch.float32, torch.get_default_dtype()
     to_single = torch.Tensor.float
     torch.set_default_dtype(torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 import traceback
@@ -27,7 +28,9 @@ def run_locally(ranks: int, function: Callable[..., Any], *args: Any, seconds: f
 
     A PlannerError of a rank is raised here, so that bad input is told as such.
     """
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    # imported once for all; torch loads the second itself when it builds a module on the meta device
+    context.set_forkserver_preload([function.__module__, "torch._dynamo"])
     with tempfile.TemporaryDirectory(prefix="tp-plan-") as folder:
         pipes, processes = [], []
         for rank in range(ranks):

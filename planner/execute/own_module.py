@@ -23,7 +23,7 @@ from planner.execute.loss import IGNORED
 from planner.execute.mesh import Meshes, build_meshes
 from planner.execute.objective import Objective, require_tokens
 from planner.execute.own_pipeline import OwnPipeline
-from planner.execute.own_splits import OwnSplits, carry, run_on_example, whole_output
+from planner.execute.own_splits import OwnSplits, carry, run_on_example, weights_as, whole_output
 from planner.execute.own_stage import OwnStage, layers_of, outermost_lists
 from planner.execute.parameters import Summed, pieces_of, replace_forward
 from planner.execute.phases import phase
@@ -82,9 +82,10 @@ class OwnRunner(Runner):
         self.total = torch.zeros(2, dtype=torch.float64, device=device)  # the loss, and how many it is of
         self.flow: OwnPipeline | None = None
         if self.stage is not None:
-            sent = self.dtype if self.dtype == torch.float64 else DTYPES[workload.precision]
             count = strategy.microbatches(workload.global_batch)
-            self.flow = OwnPipeline(self.stage, self.meshes, self.sharding, self._loss, count, device, sent)
+            self.flow = OwnPipeline(
+                self.stage, self.meshes, self.sharding, self._loss, count, device, self._compute_dtype
+            )
 
     def _cut_apart(
         self, plan: Plan, example: Example | None, *, compiled: bool
@@ -106,8 +107,8 @@ class OwnRunner(Runner):
             stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2])
         if splits is None and stage is None:
             return list(blocks.values()), stage
-        run = partial(run_on_example, module, _inputs(example, plan, self.workload, self.dtype))
-        with nullcontext() if splits is None else splits.hidden():
+        run = partial(run_on_example, module, _inputs(example, plan, self.workload, self._compute_dtype))
+        with weights_as(module, self._compute_dtype), nullcontext() if splits is None else splits.hidden():
             if splits is not None:
                 splits.examine(run)
             if stage is not None:
@@ -154,6 +155,11 @@ class OwnRunner(Runner):
         place = torch.device(device) if device is not None else usual_device(next(model.parameters()))
         source = weights or (drawn_for(model, seed) if on_meta else copied_from(model))
         return cls(model, plan, workload, loss_fn, place, source, example, compiled=compiled)
+
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        """What sharding casts weights to."""
+        return self.dtype if self.dtype == torch.float64 else DTYPES[self.workload.precision]
 
     def step(self, batch: Any) -> Tensor:
         """Gradients of the mean over everything that all ranks count, and that mean."""

@@ -33,7 +33,7 @@ class OwnPipeline:
         dtype: torch.dtype,
     ) -> None:
         strategy = meshes.strategy
-        self.stage, self.loss = stage, loss
+        self.stage, self.loss, self.dtype = stage, loss, dtype
         self.parts: list[Inputs] = []
         sent = torch.empty(stage.between.shape, dtype=dtype, device="meta", requires_grad=True)
         piece = SentStage(
@@ -63,7 +63,8 @@ class OwnPipeline:
         inputs = self.parts[self.next]
         self.next += 1
         with phase("forward"):
-            return self.stage(inputs, received)
+            out = self.stage(inputs, received)
+        return out if self.stage.is_last else out.to(self.dtype)  # as sharding casts what a block is given
 
     def _loss(self, out: Any, number: Tensor) -> Tensor:
         return self.loss(out, self.parts[int(number)])

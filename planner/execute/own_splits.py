@@ -30,6 +30,7 @@ from planner.execute.cut import (
     along_of,
     gathered,
     mark_summed,
+    name_of,
     part_of,
     put_back,
     refusal,
@@ -151,6 +152,19 @@ class OwnSplits:
         return found
 
 
+@contextmanager
+def weights_as(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Weights on the meta device in the dtype of a step: on it depends whether `.float()` gives the weight."""
+    kept = [(weight, weight.dtype) for weight in module.parameters() if weight.is_floating_point()]
+    for weight, _ in kept:
+        weight.data = weight.data.to(dtype)
+    try:
+        yield
+    finally:
+        for weight, before in kept:
+            weight.data = weight.data.to(before)
+
+
 def run_on_example(module: nn.Module, inputs: Inputs) -> Any:
     """A module on the meta device, run once."""
     try:
@@ -169,6 +183,12 @@ def run_on_example(module: nn.Module, inputs: Inputs) -> Any:
         ) from error
 
 
+_KNOWN_OF_HIDDEN = frozenset((
+    "shape", "size", "dim", "ndim", "numel", "nelement", "dtype", "device", "layout", "is_meta", "is_cuda",
+    "is_cpu", "requires_grad", "is_leaf", "is_floating_point", "is_sparse", "grad_fn", "repr",
+))  # fmt: skip
+
+
 class Hidden(Tensor):
     """A weight that is cut: what reads it outside of its module would take a part for the whole."""
 
@@ -183,8 +203,7 @@ class Hidden(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("__get__", "size", "dim", "numel", "is_floating_point", "__repr__"):
+        if name_of(func).removeprefix("get ") in _KNOWN_OF_HIDDEN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         given = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, Hidden)]

@@ -12,7 +12,7 @@ from planner.errors import PlannerError
 from planner.spec.codec import Bytes, Count, Degree, Range, Seconds, decode, encode
 from planner.spec.files import read_text, write_text
 from planner.spec.strategy import Strategy
-from planner.spec.workload import Stack, Workload
+from planner.spec.workload import Stack, Workload, stack_of_run
 from planner.spec.yaml_text import Source
 
 MEASURED_VERSION: Literal[1] = 1
@@ -70,8 +70,8 @@ class Measured:
 
     @property
     def stack(self) -> Stack:
-        """The software that ran, as a workload names it."""
-        return "compiled" if self.compiled else "eager"
+        """The software that ran."""
+        return stack_of_run(compiled=self.compiled)
 
     @property
     def counted_seconds(self) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from planner.errors import PlannerError
 from planner.spec.codec import Count, Degree, Range, Share, decode, field_types
-from planner.spec.workload import Stack
+from planner.spec.workload import Stack, stack_of_run
 
 Rate = Annotated[float, Range(0.0, 1e6)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -66,8 +66,8 @@ class TrainingRun:
 
     @property
     def stack(self) -> Stack:
-        """The software that the run is, as a workload names it."""
-        return "compiled" if self.compile else "eager"
+        """The software that the run is."""
+        return stack_of_run(compiled=self.compile)
 
     def to_arguments(self) -> list[str]:
         """The flags that give this run again."""

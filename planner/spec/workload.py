@@ -80,6 +80,11 @@ class ServeWorkload:
 Workload: TypeAlias = TrainWorkload | ServeWorkload
 
 
+def stack_of_run(*, compiled: bool) -> Stack:
+    """The software of a run of ours, as a workload names it."""
+    return "compiled" if compiled else "eager"
+
+
 def workload_from_dict(data: Any, source: Source | None = None, *, model: ModelSpec | None = None) -> Workload:
     """A workload from plain data with its defaults; the default sequence length follows the model."""
     if isinstance(data, (TrainWorkload, ServeWorkload)):

@@ -75,6 +75,14 @@ class Rms(nn.Module):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight
 
 
+class RmsInSingle(Rms):
+    """The same, its weight cast each time: in fp32 the cast gives the weight itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = x.float()
+        return (own * torch.rsqrt(own.pow(2).mean(-1, keepdim=True) + 1e-5) * self.weight.float()).to(x.dtype)
+
+
 class Grouped(nn.Module):
     """Grouped keys, norms of heads, rotary positions that the model computes once."""
 
@@ -171,6 +179,30 @@ class LiteralAttention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, s, -1))
 
 
+class SharedShift(nn.Module):
+    """Queries moved by what all heads share: one gradient for both summands."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.value, self.out = (nn.Linear(width, width) for _ in range(3))
+        self.shift = nn.Linear(width, width // heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, v = (layer(x).unflatten(-1, (self.heads, -1)) for layer in (self.query, self.value))
+        q = torch.tanh(q + self.shift(x)[:, :, None])
+        q.register_hook(lambda gradient: gradient * torch.arange(1, self.heads + 1, device=x.device)[:, None])
+        return self.out((q * v).flatten(2))
+
+
+class InSingle(Grouped):
+    """Norms of heads that compute in fp32, whatever the dtype of a step."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int) -> None:
+        super().__init__(width, heads, kv_heads)
+        self.q_norm, self.k_norm = RmsInSingle(self.depth), RmsInSingle(self.depth)
+
+
 class Perceptrons(nn.Module):
     """Numbers in, numbers out."""
 
@@ -227,7 +259,7 @@ class Borrowing(Gpt):
         x = self.wte(tokens)
         for block in self.h:
             x = block(x)
-        return F.cross_entropy(F.linear(self.ln_f(x), self.wte.weight).flatten(0, 1), labels.flatten())
+        return F.cross_entropy((self.ln_f(x) @ self.wte.weight.T).flatten(0, 1), labels.flatten())
 
 
 class Backward(Gpt):
@@ -264,12 +296,23 @@ def literal() -> Made:
     return Gpt(LiteralAttention), tokens_and_labels
 
 
-def llama() -> Made:
+def llama() -> tuple[Llama, Callable[[int, int], dict[str, Tensor]]]:
     return Llama(), lambda batch, length: {"tokens": torch.zeros(batch, length, dtype=torch.long)}
 
 
 def perceptrons() -> Made:
     return Perceptrons(), lambda batch, length: {"x": torch.zeros(batch, length, 6)}
+
+
+def shared_shift() -> Made:
+    return Gpt(SharedShift, heads=2), tokens_and_labels
+
+
+def in_single() -> Made:
+    model, example = llama()
+    for layer in model.layers:
+        layer.attention = InSingle(16, 4, 2)
+    return model, example
 
 
 def rolling() -> Made:

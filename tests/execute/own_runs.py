@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from planner.errors import PlannerError
 from planner.execute.collectives import CollectiveCounter
+from planner.execute.parameters import local
 from planner.execute.runner import parallelize
 from planner.spec.plan import ModuleSplit, Plan
 from tests.examples.own_model import Model
@@ -39,9 +40,9 @@ class Perceptron(nn.Module):
         return self.out(x + self.inner(x) * self.scale)
 
 
-def own_plan(keys: dict[str, Any], *, gpus: int = 2, **more: Any) -> Plan:
+def own_plan(keys: dict[str, Any], *, gpus: int = 2, precision: str = "fp32", **more: Any) -> Plan:
     """A plan for any module."""
-    workload = {"seq_len": LENGTH, "global_batch": SEQUENCES, "precision": "fp32"}
+    workload = {"seq_len": LENGTH, "global_batch": SEQUENCES, "precision": precision}
     given = {"layers": 2} | more
     return made_up_plan(model="own.py:make", strategy=keys, gpus=gpus, workload=workload, **given)
 
@@ -68,7 +69,7 @@ def batch_of(kind: str) -> dict[str, Tensor]:
     tokens, labels = torch.randint(own_models.VOCAB, (2, SEQUENCES, LENGTH), generator=generator)
     for row in range(SEQUENCES):
         labels[row, : row + 1] = -100
-    return {"tokens": tokens} | ({} if kind in ("perceptron", "llama") else {"labels": labels})
+    return {"tokens": tokens} | ({} if kind in ("perceptron", "llama", "in_single") else {"labels": labels})
 
 
 def squares(out: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
@@ -141,6 +142,24 @@ def counted_step(kind: str, plan: Plan) -> list[tuple[Any, ...]]:
         runner.step(batch_of(kind))
     found = [(call.phase, call.kind, call.count, call.bytes) for call in counter.counted() if call.axis == "tp"]
     return sorted(found)
+
+
+def slopes(kind: str, plan: Plan) -> dict[str, float]:
+    """By how much the gradient of each weight that is whole here is longer than that of the module in fp32."""
+    alone, example = module_of(kind)
+    alone.float()
+    batch = batch_of(kind)
+    total, count = squares(alone(**batch), batch)
+    (total / count).backward()
+    runner = parallelize(module_of(kind)[0].float(), plan, loss_fn=squares, example=example)
+    runner.step(batch)
+    wanted = {path: value.grad.flatten() for path, value in alone.named_parameters() if value.grad is not None}
+    found = {path: local(value.grad).flatten() for path, value in runner.named_parameters()}
+    return {
+        path: float(found[path] @ grad / (grad @ grad))
+        for path, grad in wanted.items()
+        if path in found and found[path].numel() == grad.numel()
+    }
 
 
 def cut_refusals(cases: list[tuple[str, Plan]]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import pytest
+
 import planner
 from planner.spec.graph import Graph
 from planner.spec.plan import ModuleSplit, Plan
@@ -19,10 +21,12 @@ from tests.execute.own_runs import (
     own_plan,
     refusals,
     run_cases,
+    slopes,
 )
 from tests.execute.world import run_world
 
 MIXERS = {"tokens": WHOLE, "layers.*.gate": WHOLE}
+COLUMN, ROW = ModuleSplit(split="column", output="features"), ModuleSplit(split="row", input="features")
 SLOW = {"base": "dgx-h100", "set": {"device.peak_tflops.bf16": 0.002}}  # so slow that cutting work pays
 
 
@@ -56,7 +60,18 @@ def test_tensor_parallel() -> None:
     cases += [all_cut("gpt", recompute="full"), all_cut("gpt", sp=True, microbatch=4)]
     cases += [all_cut("llama", microbatch=4), all_cut("llama", sp=True, recompute="full")]
     cases += [all_cut("literal"), all_cut("perceptrons"), all_cut("perceptrons", sp=True)]
+    lines = {"h.*.attn.query": COLUMN, "h.*.attn.value": COLUMN, "h.*.attn.out": ROW}
+    cases += [("shared_shift", own_plan({"tp": 2}, modules=lines))]
     check(2, cases)
+
+
+def test_gradients_are_summed_once_in_half_precision() -> None:
+    """What `.float()` gives of a weight is the weight itself in fp32, and another tensor in bf16."""
+    lines = dict.fromkeys((f"layers.*.attention.{name}" for name in ("wq", "wk", "wv")), COLUMN)
+    lines["layers.*.attention.wo"] = ROW
+    for found in run_world(2, slopes, "in_single", own_plan({"tp": 2}, precision="bf16", modules=lines)):
+        assert "layers.0.attention.q_norm.weight" in found
+        assert found == {path: pytest.approx(1.0, abs=0.2) for path in found}
 
 
 def test_a_step_sends_what_the_plan_says() -> None:
@@ -84,13 +99,12 @@ def test_four_ranks() -> None:
 
 def test_what_parts_cannot_do_is_refused() -> None:
     """Before any weight is cut, with the line of the module's code."""
-    columns = ModuleSplit(split="column", output="features")
-    rows, table = ModuleSplit(split="row", input="features"), ModuleSplit(split="vocab")
+    table = ModuleSplit(split="vocab")
     cases = [
-        ("rolling", own_plan({"tp": 2}, modules={"h.*.attn.up": columns, "h.*.attn.down": rows})),
-        ("rounding", own_plan({"tp": 2}, modules={"h.*.attn.up": columns, "h.*.attn.down": rows})),
+        ("rolling", own_plan({"tp": 2}, modules={"h.*.attn.up": COLUMN, "h.*.attn.down": ROW})),
+        ("rounding", own_plan({"tp": 2}, modules={"h.*.attn.up": COLUMN, "h.*.attn.down": ROW})),
         ("borrowing", own_plan({"tp": 2}, modules={"wte": table})),
-        ("three_heads", own_plan({"tp": 2}, modules={"h.*.attn.c_attn": columns, "h.*.attn.c_proj": rows})),
+        ("three_heads", own_plan({"tp": 2}, modules={"h.*.attn.c_attn": COLUMN, "h.*.attn.c_proj": ROW})),
     ]
     stages = own_plan({"pp": 2, "schedule": "gpipe"}, layers=4)
     cases += [("backward", stages), ("around", stages), ("perceptrons", own_plan({"pp": 2}, layers=6))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import numpy as np
@@ -17,11 +18,18 @@ from tests.search.test_ranks import pipelines_of
 SEEDS = range(1100, 1124)
 
 
-def cut(seed: int, share: float) -> tuple[Instance, Pipelines, list[Strategy], Listing]:
-    """The pipelines of an instance under its usual assignment, with memory for such a share of its plans."""
+@functools.lru_cache(maxsize=1)
+def listed(seed: int) -> tuple[Instance, list[Strategy], Listing]:
+    """An instance, its pipelines, and every plan of theirs."""
     given = instance(seed, uneven=True)
     some = [strategy for strategy in given.strategies if strategy.pp > 1]
     every = listing(given.graph, given.profile, given.workload, some, given.wishes.allowed_recompute)
+    return given, some, every
+
+
+def cut(seed: int, share: float) -> tuple[Instance, Pipelines, list[Strategy], Listing]:
+    """The pipelines of an instance under its usual assignment, with memory for such a share of its plans."""
+    given, some, every = listed(seed)
     limited = given.within(between(every.device_bytes, share))
     return limited, pipelines_of(limited, some, 0, limited.limit_bytes), some, every
 
