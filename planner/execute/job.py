@@ -105,6 +105,16 @@ def export_config(job: Job) -> dict[str, Any]:
     return config_at((job.run.weights, job.plan.model), job.spec)
 
 
+def checkpoint_bytes(job: Job) -> int:
+    """What one checkpoint of a run takes, nothing where it keeps none: weights and moments, each once."""
+    if job.checkpoint_folder is None:
+        return 0
+    from planner.models.build import build_model  # on the meta device it loads half of torch, which takes a second
+
+    weights = sum(value.numel() for value in build_model(job.spec, device="meta").parameters())
+    return weights * _VALUE_BYTES[job.run.dtype] * (1 + _STATES[job.workload.optimizer])
+
+
 def require_places(job: Job) -> None:
     """Refuse places that could not be written to, and checkpoints that the run could not go on from.
 
@@ -122,11 +132,7 @@ def require_places(job: Job) -> None:
     folder = job.checkpoint_folder
     if folder is None:
         return
-    from planner.models.build import build_model  # on the meta device it loads half of torch, which takes a second
-
-    weights = sum(value.numel() for value in build_model(job.spec, device="meta").parameters())
-    held = weights * _VALUE_BYTES[job.run.dtype] * (1 + _STATES[job.workload.optimizer])
-    require_room(folder, held, resume=job.run.resume)
+    require_room(folder, checkpoint_bytes(job), resume=job.run.resume)
     facts = latest(folder) if job.run.resume else None
     if facts is None:
         return

@@ -253,7 +253,9 @@ class Training:
             seed=run.seed,
             data=self.job.data.told,
         )
+        self.watch.writes = True
         self.checkpoints.save(facts, self.state(to_save=True), wait=last)
+        self.watch.writes = last  # the first rank has yet to name it, and those before to remove
         self.saved = self.step
 
     def _write_measured(self, first: int) -> None:
