@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -50,6 +51,14 @@ def latest(folder: Path) -> Facts | None:
     if facts is None:
         raise damaged(folder, path, fault)
     return facts
+
+
+def whole_step(folder: Path) -> int:
+    """Where a run can go on from; 0 where there is no checkpoint, or the one that `latest` names tells nothing."""
+    with contextlib.suppress(PlannerError):
+        facts = latest(folder)
+        return facts.step if facts is not None else 0
+    return 0
 
 
 def require_whole(folder: Path) -> None:

@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from planner.errors import PlannerError
+from planner.execute.checkpoint_folder import whole_step
 from planner.execute.compiled import require_compiler
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, RunFailed, read_report, read_where
 from planner.execute.job import Job, checkpoint_bytes, open_job, require_places
@@ -37,9 +38,9 @@ class Ended(RunFailed):
     """A run that was asked to end before its last step."""
 
     def __init__(self, code: int, checkpoint: str) -> None:
-        remedy = (
-            f"go on with --checkpoint {checkpoint} --resume" if checkpoint else "give --checkpoint to keep steps"
-        )
+        step = whole_step(Path(checkpoint)) if checkpoint else 0
+        kept = f"go on after step {step} with --checkpoint {checkpoint} --resume"
+        remedy = kept if step else "nothing was kept: start it again, with --checkpoint"
         super().__init__("the run was asked to end", value=signal.strsignal(code - 128), remedy=remedy, key="run")
         self.exit_code = code
 
