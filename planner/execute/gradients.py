@@ -116,11 +116,20 @@ def clip_gradients(
     return norm
 
 
+def are_finite(module: nn.Module) -> bool:
+    """Whether all gradients that this rank holds are numbers, read once and sent nowhere."""
+    parts = [local(parameter.grad) for parameter in module.parameters() if parameter.grad is not None]
+    return not parts or bool(torch.stack([part.sum(dtype=_single(part)) for part in parts]).isfinite().all())
+
+
 def _square_sum(part: Tensor) -> Tensor:
     """Row by row: no second tensor of this size is filled, and sums of rows stay exact in single precision."""
-    single = torch.promote_types(part.dtype, torch.float32)
-    rows: Tensor = torch.linalg.vector_norm(part, dim=-1 if part.dim() else None, dtype=single)
+    rows: Tensor = torch.linalg.vector_norm(part, dim=-1 if part.dim() else None, dtype=_single(part))
     return rows.square().sum()
+
+
+def _single(part: Tensor) -> torch.dtype:
+    return torch.promote_types(part.dtype, torch.float32)
 
 
 def _holders(parameter: nn.Parameter, meshes: Meshes) -> int:
