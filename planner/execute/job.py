@@ -23,6 +23,7 @@ from planner.spec.training_run import TrainingRun
 from planner.spec.workload import TrainWorkload
 
 _STATES = {"adamw": 2, "sgd": 0}  # moments beside each weight
+_PRECISIONS = ("bf16", "fp32")
 _VALUE_BYTES = {"fp32": 4, "fp64": 8}
 
 
@@ -69,12 +70,14 @@ def open_job(path: Path, run: TrainingRun) -> Job:
     digest = content_digest(spec)
     if digest != plan.digests.model:
         plan.require_same(digest, plan.digests.hardware)
-    if workload.precision == "fp16":
+    if workload.precision not in _PRECISIONS:
+        lacks = "a scaled loss" if workload.precision == "fp16" else "products that it does not have"
         raise PlannerError(
-            "a run computes in bf16 or fp32; fp16 needs a scaled loss",
+            f"a run computes in {' or '.join(_PRECISIONS)}; {workload.precision} needs {lacks}",
             value=workload.precision,
             remedy="plan with --precision bf16",
             key="precision",
+            where=source.place(("workload", "precision")),
         )
     require_legal(spec, workload, plan.strategy, plan.gpus)
     if run.compile:
