@@ -41,7 +41,7 @@ def verify_layout(
     Collectives follow from what the second of them issues. In a pipeline a peak is put together from what each
     forward and backward does to memory; where these differ from one another, the rank's own order is run.
     """
-    workload, strategy = _runnable(plan, spec)
+    workload, strategy = runnable(plan, spec)
     count = strategy.microbatches(workload.global_batch)
     checks: dict[int, StageCheck] = {}
     model = build_huggingface(config) if config else None
@@ -205,7 +205,7 @@ def _training(plan: Plan) -> TrainWorkload:
     return plan.workload
 
 
-def _runnable(plan: Plan, spec: ModelSpec) -> tuple[TrainWorkload, Strategy]:
+def runnable(plan: Plan, spec: ModelSpec) -> tuple[TrainWorkload, Strategy]:
     """What can be dry-run is a decoder's training."""
     if spec.kind != "decoder":
         raise PlannerError(
