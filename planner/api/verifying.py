@@ -33,6 +33,8 @@ def verify(
     its loss, gradients and first step of AdamW are those of one process. With `transformers` the model is not the
     bundled one, which `run` trains, but the library's module, as `parallelize` spreads it. `told` hears what runs.
     """
+    if numerics and nproc < 1:
+        raise PlannerError("numerics take a process", value=nproc, remedy="give --nproc 1 or more", key="nproc")
     from planner.execute.verify import runnable, verify_layout
 
     opened = open_plan(plan, use_cache=use_cache)

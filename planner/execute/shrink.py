@@ -33,10 +33,6 @@ _WINDOW = 5  # tokens: less than the sequence, so that the window hides some
 def shrunk(plan: Plan, spec: ModelSpec, processes: int) -> tuple[Plan, ModelSpec]:
     """The small plan and its model. A plan of no more ranks than processes keeps its degrees."""
     assert isinstance(plan.workload, TrainWorkload), "checked before"
-    if processes < 1:
-        raise PlannerError(
-            "numerics take a process", value=processes, remedy="give --nproc 1 or more", key="nproc"
-        )
     strategy = _strategy(plan, spec, processes)
     layers = _layers(plan, spec, strategy)
     small = _model(spec, plan.strategy, strategy, layers)
