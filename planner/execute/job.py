@@ -19,7 +19,7 @@ from planner.spec.legality import require_legal
 from planner.spec.model import ModelSpec
 from planner.spec.plan import Plan, content_digest, read_plan
 from planner.spec.sources import resolve_model
-from planner.spec.training_run import TrainingRun
+from planner.spec.training_run import MEASURED, TrainingRun
 from planner.spec.workload import TrainWorkload
 
 _STATES = {"adamw": 2, "sgd": 0}  # moments beside each weight
@@ -47,7 +47,7 @@ class Job:
     @property
     def measured_path(self) -> Path:
         """Where measurements go: beside the plan unless told otherwise."""
-        return Path(self.run.measured) if self.run.measured else self.path.parent / "measured.json"
+        return Path(self.run.measured) if self.run.measured else self.path.parent / MEASURED
 
 
 def open_job(path: Path, run: TrainingRun) -> Job:
@@ -67,6 +67,7 @@ def open_job(path: Path, run: TrainingRun) -> Job:
             key="model",
             where=source.place(("model",)),
         )
+    run.require_apart(path)
     digest = content_digest(spec)
     if digest != plan.digests.model:
         plan.require_same(digest, plan.digests.hardware)

@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from planner.errors import PlannerError
-from planner.execute.checkpoint_folder import whole_step
+from planner.execute.checkpoint_folder import claim, whole_step
 from planner.execute.compiled import require_compiler
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, RunFailed, read_report, read_where
 from planner.execute.job import Job, checkpoint_bytes, open_job, require_places
@@ -53,11 +53,15 @@ def launch(asked: RankArguments, nproc: int = 0) -> Measured:
     job = open_job(Path(asked.plan), asked.run)
     require_ranks(job.plan, nproc or job.plan.gpus)
     device = device_kind(job.run.device, job.plan.gpus)
-    require_places(job)
     if job.run.compile:
         require_compiler(device)
-    with tempfile.TemporaryDirectory(prefix="tp-plan-run-") as folder, _environment(Path(folder), job.plan.gpus):
-        _follow(asked, job, Path(folder))
+    with contextlib.ExitStack() as until_then:
+        if job.checkpoint_folder is not None:
+            until_then.enter_context(claim(job.checkpoint_folder))
+        require_places(job)
+        folder = Path(until_then.enter_context(tempfile.TemporaryDirectory(prefix="tp-plan-run-")))
+        until_then.enter_context(_environment(folder, job.plan.gpus))
+        _follow(asked, job, folder)
     return load_measured(job.measured_path)
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from planner.errors import EXIT_DONE
 from planner.execute.checkpoint import Checkpoints
-from planner.execute.checkpoint_folder import Facts
+from planner.execute.checkpoint_folder import Facts, claim
 from planner.execute.checkpoint_items import Parts
 from planner.execute.compiled import require_compiler, waiting_for_compilers
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, Record, RunFailed, Watch
@@ -62,7 +62,9 @@ def _run(asked: RankArguments, record: Record) -> int:
     if job.run.compile and RECORDS not in os.environ:
         require_compiler(placed.device.type)
     join(placed, compiles=job.run.compile)
+    claimed = None  # as long as this process lives
     if RECORDS not in os.environ and placed.rank == 0:  # else whoever started the ranks has looked
+        claimed = claim(job.checkpoint_folder) if job.checkpoint_folder is not None else None
         require_places(job)
     if RECORDS not in os.environ and spread_over_hosts():
         record.roll_call = start_roll_call(lambda: record.where)
@@ -80,6 +82,8 @@ def _run(asked: RankArguments, record: Record) -> int:
             reader.say(line)
         ended = training.go(reader)
     dist.barrier()
+    if claimed is not None:
+        claimed.close()
     return EXIT_DONE if ended else EXIT_TERMINATED
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,25 @@ def read_text(path: Path, largest_bytes: int = _LARGEST_FILE_BYTES) -> str:
             key="file",
             where=str(path),
         ) from None
+
+
+def require_apart(written: Mapping[str, str], read: Mapping[str, str]) -> None:
+    """Refuse a file that is to be written where it is one that is read, or written for something else.
+
+    Both are given by what they are, which is the flag of what is written; empty paths are left out.
+    """
+    taken = {Path(path).resolve(): what for what, path in read.items() if path}
+    for key, path in written.items():
+        if not path:
+            continue
+        what = taken.setdefault(Path(path).resolve(), key)
+        if what != key:
+            raise PlannerError(
+                f"the file that --{key} writes is one of its own",
+                value=f"{path}, which is the {what} as well",
+                remedy=f"give another file with --{key}",
+                key=key,
+            )
 
 
 def _opened(path: Path) -> int:
