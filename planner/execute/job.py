@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from planner.errors import PlannerError
+from planner.execute.adapters import require_decoder
 from planner.execute.checkpoint_folder import latest, require_resumable, require_room, require_whole
 from planner.execute.compiled import require_compilable
 from planner.execute.data import TrainingData, open_data
@@ -68,6 +69,7 @@ def open_job(path: Path, run: TrainingRun) -> Job:
             where=source.place(("model",)),
         )
     run.require_apart(path)
+    require_decoder(spec, plan.model)
     digest = content_digest(spec)
     if digest != plan.digests.model:
         plan.require_same(digest, plan.digests.hardware)

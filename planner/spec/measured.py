@@ -69,9 +69,10 @@ class Measured:
             )
         ranks, stages, degrees = self.gpus, self.strategy.pp, self.strategy.gpus
         strays = [own for own in self.memory if own.rank >= ranks or own.stage >= stages]
+        told = [f"rank {own.rank} of stage {own.stage}" for own in strays]
         for holds, key, rule, value in (
             (degrees == ranks, "gpus", f"the strategy's degrees take {degrees} GPUs", ranks),
-            (not strays, "memory", f"ranks are below {ranks} and stages below {stages}", strays),
+            (not strays, "memory", f"ranks are below {ranks} and stages below {stages}", told),
         ):
             if not holds:
                 remedy = "give the measured.json as tp-plan run wrote it"

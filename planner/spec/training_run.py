@@ -72,8 +72,7 @@ class TrainingRun:
     def require_apart(self, plan: Path) -> None:
         """Refuse to write over the plan or the data, or two things into one file."""
         measured = self.measured or str(plan.parent / MEASURED)
-        data = "" if self.data == SYNTHETIC else self.data
-        require_apart({"log": self.log, "measured": measured}, {"plan": str(plan), "data": data})
+        require_apart({"log": self.log, "measured": measured}, {"plan": str(plan), "data": self.data})
 
     @property
     def stack(self) -> Stack:

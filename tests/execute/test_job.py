@@ -38,3 +38,9 @@ def test_a_precision_that_a_run_cannot_compute_in_is_refused(tmp_path: Path, pre
     with pytest.raises(PlannerError, match=f"computes in bf16 or fp32; {precision} needs") as caught:
         open_job(path, TrainingRun())
     assert caught.value.exit_code == 2
+
+
+def test_a_plan_for_a_model_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
+    plan_for(tiny_spec("bert"), 4).save(tmp_path / "plan.yaml")
+    with pytest.raises(PlannerError, match="the executor runs decoders"):
+        open_job(tmp_path / "plan.yaml", TrainingRun())
