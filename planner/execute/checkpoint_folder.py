@@ -149,10 +149,12 @@ def claim(folder: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
+        with file:
+            file.seek(0)
+            holder = file.read(100) or "another"
         raise PlannerError(
             "one run at a time keeps checkpoints in a folder",
-            value=f"{folder} is that of {file.read(100) or 'another'}",
+            value=f"{folder} is that of {holder}",
             remedy="wait until that one has ended, or give another folder",
             key="checkpoint",
         ) from None

@@ -109,7 +109,7 @@ def open_data(run: TrainingRun, *, vocab: int, length: int) -> TrainingData:
         raise PlannerError(
             "tokens of a file are as wide as its vocabulary asks for, unless --data-dtype says otherwise",
             value=f"{run.data}: read as {_dtype(run, vocab)}, every second token is 0",
-            remedy="give --data-dtype uint32 where it was written so, else --data-dtype uint16",
+            remedy="say how wide its tokens were written: --data-dtype uint16 or uint32",
             key="data_dtype",
         )
     return TrainingData(source=source, name=run.data, vocab=vocab, length=length, seed=run.seed)
