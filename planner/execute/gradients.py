@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor, Replicate
 from planner.execute.mesh import Meshes, Peers
 from planner.execute.parameters import Summed, local
 from planner.execute.phases import phase
+from planner.spec.orders import SPLIT_BACKWARD
+from planner.spec.strategy import Schedule
 
 
 def synchronise(summed: Iterable[Summed]) -> None:
@@ -154,6 +156,16 @@ def splits_backward() -> bool:
         return bool(function._input_metadata)
     except RuntimeError:
         return False
+
+
+def whole_backward(schedule: Schedule) -> str:
+    """That a schedule will not run as planned, in words; empty where it does."""
+    if schedule not in SPLIT_BACKWARD or splits_backward():
+        return ""
+    return (
+        f"torch {torch.__version__} makes gradients of weights and of inputs at once: "
+        f"{schedule} waits longer than planned, and a newer torch does not"
+    )
 
 
 class _Same(torch.autograd.Function):

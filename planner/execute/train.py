@@ -21,7 +21,7 @@ from planner.execute.checkpoint_items import Parts
 from planner.execute.compiled import require_compiler, waiting_for_compilers
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, Record, RunFailed, Watch
 from planner.execute.gathered import gatherer
-from planner.execute.gradients import are_finite
+from planner.execute.gradients import are_finite, whole_backward
 from planner.execute.job import Job, export_config, open_job, require_places, weights_source
 from planner.execute.metrics import Log, Predicted, Reader, Silence, StepMetrics, peak_bytes, watched
 from planner.execute.optimizer import LocalOptimizer, learning_rate
@@ -76,8 +76,12 @@ def _run(asked: RankArguments, record: Record) -> int:
         reader.say(
             f"{job.plan.model} on {placed.ranks} × {placed.name}, {placed.backend}: {job.plan.strategy.label}"
         )
-        if told := stack_mismatch(job.workload.stack, job.run.stack):
-            reader.say(f"warning: {told}")
+        for told in (
+            stack_mismatch(job.workload.stack, job.run.stack),
+            whole_backward(job.plan.strategy.schedule),
+        ):
+            if told:
+                reader.say(f"warning: {told}")
         for line in training.beginning:
             reader.say(line)
         ended = training.go(reader)

@@ -8,6 +8,7 @@ import pytest
 
 from planner.execute.checkpoint_folder import Facts, whole_step
 from planner.execute.failure import RunFailed
+from planner.execute.gradients import whole_backward
 from planner.execute.train import beginning, require_finite
 from tests.execute.training import plan_for, with_a_lost_gradient
 from tests.execute.world import run_world
@@ -34,6 +35,12 @@ def test_a_run_that_was_to_go_on_says_from_where_and_whether_its_data_is_another
         "resumed after step 7",
         "the data is another: /a.bin, 91 tokens; before it was /a.bin, 90 tokens",
     ]
+
+
+def test_a_schedule_that_torch_cannot_run_as_planned_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.execute.gradients.splits_backward", lambda: False)
+    assert "zbv waits longer than planned" in whole_backward("zbv")
+    assert whole_backward("interleaved") == ""
 
 
 def test_weights_that_are_no_numbers_end_a_run_before_they_are_kept() -> None:
