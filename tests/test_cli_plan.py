@@ -224,6 +224,7 @@ def test_nothing_fits_is_an_answer(planned: Run) -> None:
         (["--schedule", "2f2b"], "1f1b"),
         (["-o", "/nowhere/plan.yaml"], "cannot be written"),
         (["-o", "."], "directory"),
+        (["-o", "small.yaml"], "which is the model as well"),
         (["-o", "--json"], "is a flag"),
         (["--precision", "fp7"], "fp8"),
         (["--global-batch", "0"], "at least 1"),

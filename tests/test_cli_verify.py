@@ -92,6 +92,14 @@ def test_what_cannot_be_run(model: str, run: Run) -> None:
     assert "cannot be read" in err
 
 
+def test_processes_are_counted_before_anything_runs(plan: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.execute.verify.verify_layout", lambda *_, **__: pytest.fail("a dry run"))
+    for nproc in ("0", "-1"):
+        code, out, err = run("verify", plan, "--numerics", "--nproc", nproc)
+        assert (code, out) == (2, "")
+        assert "error[nproc]: numerics take a process" in err
+
+
 def test_the_module_of_the_library(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan for a config.json; the plan names modules as the bundled model does, the library in its own way."""
     pytest.importorskip("transformers", minversion="5.0")

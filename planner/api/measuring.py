@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from planner.api.planning import OpenedPlan, PlanLike, is_plan, open_plan, training_of
 from planner.errors import PlannerError
-from planner.spec.files import write_text
+from planner.spec.files import require_apart, write_text
 from planner.spec.hardware import HardwareProfile
 from planner.spec.measured import Measured, load_measured
 from planner.spec.plan import load_plan
@@ -39,9 +39,13 @@ def refine(
     from planner.cost.refine import fitted_factor, with_launch_costs
     from planner.search.plans import re_estimated
 
-    runs = [(_opened(run, use_cache), _measured(run)) for run in measured]
-    if not runs:
+    if not measured:
         raise PlannerError("a profile is refined by runs", remedy="give a measured.json", key="from")
+    read = {f"measurements {number}": str(run) for number, run in enumerate(measured, 1) if _is_file(run)}
+    if output is not None and is_plan(str(output)):
+        read["plan"] = str(output)
+    require_apart({"output": str(output or "")}, read)
+    runs = [(_opened(run, use_cache), _measured(run)) for run in measured]
     first = runs[0][0]
     stack = training_of(first.plan).stack
     for opened, _ in runs:
@@ -79,6 +83,10 @@ def _reference(runs: Sequence[Measured], factor: float) -> str:
     ends = sorted(run.date for run in runs)
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
     return f"launch costs times {factor:.3g}, as the steps of {count} of tp-plan run until {ends[-1]} ask for"
+
+
+def _is_file(given: MeasuredLike) -> bool:
+    return not isinstance(given, Measured)
 
 
 def _measured(given: MeasuredLike) -> Measured:

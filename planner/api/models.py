@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import PlannerError
-from planner.spec.files import bundled_names, write_text
+from planner.spec.files import bundled_names, require_apart, write_text
 from planner.spec.graph import Graph
 from planner.spec.model import ModelSpec, load_bundled
 from planner.spec.sources import ModelLike, UserModule, resolve_model
@@ -35,6 +35,8 @@ def trace(
 
     `lengths` are the three sequence lengths at which a user's own module is traced.
     """
+    if output is not None and isinstance(model, str | Path):
+        require_apart({"output": str(output)}, {"model": str(model)})
     found = resolve_model(model)
     _require_lengths(lengths, found)
     if isinstance(found, UserModule):

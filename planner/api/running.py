@@ -12,7 +12,7 @@ from planner.api.planning import PlanLike, open_plan
 from planner.spec.measured import Measured
 from planner.spec.plan import Plan, read_plan
 from planner.spec.sources import named_function
-from planner.spec.training_run import RankArguments, TrainingRun
+from planner.spec.training_run import MEASURED, RankArguments, TrainingRun
 
 
 def run(
@@ -34,6 +34,8 @@ def run(
 
     asked = TrainingRun.from_flags(flags)
     given = plan if isinstance(plan, Plan) else read_plan(plan)[0]
+    if not isinstance(plan, Plan):
+        asked.require_apart(Path(plan))
     if not isinstance(plan, Plan) and not given.edited:
         return launch(RankArguments(plan=str(plan), run=asked, quiet=quiet, verbose=verbose), nproc)
     # ranks read a file whose figures are those of what it says now
@@ -47,7 +49,7 @@ def run(
 
 def measured_path(plan: PlanLike) -> Path:
     """Where a run of a plan keeps what it measured unless told otherwise: beside its file."""
-    return (Path.cwd() if isinstance(plan, Plan) else Path(plan).parent) / "measured.json"
+    return (Path.cwd() if isinstance(plan, Plan) else Path(plan).parent) / MEASURED
 
 
 def example_of(plan: Plan) -> Callable[[int, int], Mapping[str, Any]] | None:

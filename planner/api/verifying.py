@@ -33,21 +33,25 @@ def verify(
     its loss, gradients and first step of AdamW are those of one process. With `transformers` the model is not the
     bundled one, which `run` trains, but the library's module, as `parallelize` spreads it. `told` hears what runs.
     """
-    from planner.execute.verify import verify_layout
+    if numerics and nproc < 1:
+        raise PlannerError("numerics take a process", value=nproc, remedy="give --nproc 1 or more", key="nproc")
+    from planner.execute.verify import runnable, verify_layout
 
     opened = open_plan(plan, use_cache=use_cache)
     kinds = [placement.block for placement in opened.graph.sequence if placement.path]
     spec = spec_of(opened)
     config = config_at((opened.plan.model,), spec) if transformers else {}
-    found = verify_layout(opened.plan, spec, kinds, told=told, config=config)
     if not numerics:
-        return found
+        return verify_layout(opened.plan, spec, kinds, told=told, config=config)
     from planner.execute.numerics import verify_numerics
+    from planner.execute.shrink import shrunk
 
+    runnable(opened.plan, spec)
+    small, model = shrunk(opened.plan, spec, nproc)  # what it refuses needs no dry run, which may take a minute
+    found = verify_layout(opened.plan, spec, kinds, told=told, config=config)
     if told is not None:
-        told(f"a small copy on up to {nproc} processes")
-    parity = verify_numerics(opened.plan, spec, nproc, model_type=config.get("model_type", ""))
-    return replace(found, parity=parity)
+        told(f"a small copy on {small.gpus} processes")
+    return replace(found, parity=verify_numerics(small, model, model_type=config.get("model_type", "")))
 
 
 def spec_of(opened: OpenedPlan) -> ModelSpec:

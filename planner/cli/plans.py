@@ -52,8 +52,10 @@ def plan(
     """
     from planner import api
     from planner.report.outputs import require_writable
+    from planner.spec.files import require_apart
 
     if output is not None:
+        require_apart({"output": output}, {"model": model, "hardware": hardware})
         require_writable(Path(output))
     request = api.plan_request(model, hardware, gpus, **plan_keys(flags))
     if flags["global_batch"] is None and request.workload.global_batch != api.USUAL_BATCH:

@@ -28,9 +28,10 @@ def run(plan: str, nproc: int, as_json: bool, **flags: Any) -> None:
     from planner.spec.plan import load_plan
 
     told = click.get_current_context().obj
+    planned = load_plan(plan)  # as it is before the run, which may take days
     measured = api.run(plan, nproc=nproc, quiet=told["quiet"], verbose=told["verbose"], **flags)
     note(f"wrote {flags['measured'] or api.measured_path(plan)}")
     if as_json:
         print_json(measured.to_dict())
     else:
-        print("\n".join(measured_lines(measured, load_plan(plan))))
+        print("\n".join(measured_lines(measured, planned)))

@@ -21,6 +21,17 @@ from planner.spec.model import ModelSpec
 from planner.spec.paths import Span
 
 
+def require_decoder(spec: ModelSpec, model: str) -> None:
+    """Refuse to run, or to dry-run, a plan for another kind of model: its loss would be that of next tokens."""
+    if spec.kind != "decoder":
+        raise PlannerError(
+            "the executor runs decoders, and a dry run is of what it runs",
+            value=f"{model} of kind {spec.kind}",
+            remedy="explain, estimate and compare take this plan; to run one, plan a model of kind: decoder",
+            key="model",
+        )
+
+
 def stage_of(model: nn.Module, layers: Span, *, first: bool, last: bool, dtype: torch.dtype) -> Stage:
     """The stage of some layers of a model, on the meta device; the model itself is left as it is."""
     if is_huggingface(model):

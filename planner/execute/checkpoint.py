@@ -7,7 +7,6 @@ spoils nothing. All nodes share the folder.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -33,6 +32,7 @@ from planner.execute.checkpoint_folder import (
     latest,
     name_of,
     sum_of,
+    whole_step,
     written,
 )
 from planner.execute.checkpoint_items import PartLoadPlanner, Parts, PartSavePlanner
@@ -137,10 +137,8 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def _told(self, error: BaseException) -> BaseException:
-        facts = None
-        with contextlib.suppress(PlannerError):  # the one before may be damaged too
-            facts = self.latest()
-        kept = "there is none before it" if facts is None else f"the one of step {facts.step} is whole"
+        step = whole_step(self.folder)
+        kept = f"the one of step {step} is whole" if step else "there is none before it"
         return _cause(
             error, f"a checkpoint can be written to {self.folder}", f"free space there, then --resume; {kept}"
         )

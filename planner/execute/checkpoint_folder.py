@@ -5,23 +5,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
+import socket
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from planner.errors import PlannerError
 from planner.spec.codec import Count, decode
-from planner.spec.files import read_text
 from planner.spec.yaml_text import Source
 from planner.units import in_binary_bytes
 
 LATEST = "latest"
 FACTS = "run.json"
 UNFINISHED = ".part"
+_CLAIM = ".run"  # held by the run that writes there, and says which
 ALTERED = "not what was written"
 
 
@@ -52,6 +55,14 @@ def latest(folder: Path) -> Facts | None:
     return facts
 
 
+def whole_step(folder: Path) -> int:
+    """Where a run can go on from; 0 where there is no checkpoint, or the one that `latest` names tells nothing."""
+    with contextlib.suppress(PlannerError):
+        facts = latest(folder)
+        return facts.step if facts is not None else 0
+    return 0
+
+
 def require_whole(folder: Path) -> None:
     """Refuse the checkpoint to go on from where a file of it is gone or not as it was.
 
@@ -72,7 +83,7 @@ def _latest_path(folder: Path) -> Path | None:
     """The one that `latest` names. A run may be killed before it names its first: that one is whole as well."""
     named = folder / LATEST
     if named.is_file():
-        return folder / (read_text(named).strip() or LATEST)
+        return folder / (named.read_text(encoding="utf-8", errors="replace").strip() or LATEST)
     return next(iter(written(folder)), None)
 
 
@@ -125,6 +136,45 @@ def damaged(folder: Path, path: Path, fault: str) -> PlannerError:
     )
 
 
+def claim(folder: Path) -> IO[str]:
+    """Make the folder and hold it for one run: until the file that this returns is closed, or its process ends.
+
+    Of two runs one would take away what the other is writing.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _CLAIM).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _unfit(folder, error) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            file.seek(0)
+            holder = file.read(100) or "another"
+        raise PlannerError(
+            "one run at a time keeps checkpoints in a folder",
+            value=f"{folder} is that of {holder}",
+            remedy="wait until that one has ended, or give another folder",
+            key="checkpoint",
+        ) from None
+    except OSError:  # some file systems hold nothing
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _unfit(folder: Path, error: OSError) -> PlannerError:
+    return PlannerError(
+        "checkpoints can be written",
+        value=f"{error.filename or folder}: {error.strerror}",
+        remedy="give a folder that can be written to",
+        key="checkpoint",
+    )
+
+
 def require_room(folder: Path, size_bytes: float, *, resume: bool) -> None:
     """Make the folder, drop what was cut short; refuse it where a checkpoint would not fit, or join others."""
     try:
@@ -136,12 +186,7 @@ def require_room(folder: Path, size_bytes: float, *, resume: bool) -> None:
         probe.unlink()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise PlannerError(
-            "checkpoints can be written",
-            value=f"{error.filename or folder}: {error.strerror}",
-            remedy="give a folder that can be written to",
-            key="checkpoint",
-        ) from None
+        raise _unfit(folder, error) from None
     if free < size_bytes:
         raise PlannerError(
             f"a checkpoint takes {in_binary_bytes(size_bytes)}",

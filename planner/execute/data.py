@@ -103,7 +103,15 @@ def open_data(run: TrainingRun, *, vocab: int, length: int) -> TrainingData:
             remedy="give more data, or plan with a shorter --seq-len",
             key="data",
         )
-    require_known(source.read(0, min(len(source), _LOOKED_AT_FIRST)), vocab, run.data, 0)
+    first = source.read(0, min(len(source), _LOOKED_AT_FIRST))
+    require_known(first, vocab, run.data, 0)
+    if run.data_dtype == "auto" and isinstance(source, TokenFile) and first[::2].any() and not first[1::2].any():
+        raise PlannerError(
+            "tokens of a file are as wide as its vocabulary asks for, unless --data-dtype says otherwise",
+            value=f"{run.data}: read as {_dtype(run, vocab)}, every second token is 0",
+            remedy="say how wide its tokens were written: --data-dtype uint16 or uint32",
+            key="data_dtype",
+        )
     return TrainingData(source=source, name=run.data, vocab=vocab, length=length, seed=run.seed)
 
 

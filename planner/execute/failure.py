@@ -34,7 +34,8 @@ RECORDS = "TP_PLAN_RUN_RECORDS"  # environment: the folder where ranks leave rec
 Kind = Literal["input", "error", "memory", "hang", "peer"]
 
 _RECORD_BYTES = 512
-_ENDING_SECONDS = 5.0  # for a rank to end its step when it is told to end, and at least three steps
+LEAST_ENDING_SECONDS = 30  # for a rank to end when it is told to; a checkpoint that it writes may take longer
+_STANDING_SECONDS = 5.0  # of those, in which a step may stand still, and at least three steps
 _LOST_PEER = re.compile(
     r"gloo/|Connection (closed|reset)|[Tt]imed out|timeout|NCCL|ProcessGroup|Broken pipe|TCPStore|peer"
 )
@@ -183,7 +184,8 @@ class Watch(threading.Thread):
         self._main = threading.main_thread().ident
         self._asked = 0.0  # when this rank was told to end
         self.armed = False  # only in a step: loading and compiling take their time
-        self.patience = _ENDING_SECONDS  # with a step once this rank was told to end
+        self.writes = False  # a checkpoint: whoever started this rank knows how long that may take
+        self.patience = _STANDING_SECONDS  # with a step once this rank was told to end
         self._signals, self._signalled = socket.socketpair()
 
     @property
@@ -204,16 +206,20 @@ class Watch(threading.Thread):
             heard, _, _ = select.select([self._signals], [], [], 0.5)
             if heard and set(self._signals.recv(64)) & {signal.SIGTERM, signal.SIGINT}:
                 self._asked = self._asked or time.monotonic()
-            now, record = time.monotonic(), self._record
             if os.getppid() != self._parent:
                 self._end("the launcher of this rank is gone", "start the run again with --resume")
-            still = now - max(record.changed, self._asked)
-            if self.armed and self.asked_to_end and still > self.patience:
-                self._end("a rank that is asked to end ends its step", "see what it waits for, or does")
-            if self.armed and now - record.changed > self._longest:
-                self._end(
-                    f"a step goes on within {self._longest:g} s", "see what it does, or give a longer --timeout"
-                )
+            if broken := self.broken(time.monotonic()):
+                self._end(*broken)
+
+    def broken(self, now: float) -> tuple[str, str] | None:
+        """The rule that this rank breaks by standing where it does, and its remedy."""
+        still = now - max(self._record.changed, self._asked)
+        patience = self.patience if self.armed else max(LEAST_ENDING_SECONDS, self.patience)
+        if self.asked_to_end and not self.writes and still > patience:
+            return "a rank that is asked to end does so", "see what it waits for, or does"
+        if self.armed and now - self._record.changed > self._longest:
+            return f"a step goes on within {self._longest:g} s", "see what it does, or give a longer --timeout"
+        return None
 
     def _end(self, rule: str, remedy: str) -> None:
         frame = sys._current_frames().get(self._main or 0)

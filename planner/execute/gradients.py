@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor, Replicate
 from planner.execute.mesh import Meshes, Peers
 from planner.execute.parameters import Summed, local
 from planner.execute.phases import phase
+from planner.spec.orders import SPLIT_BACKWARD
+from planner.spec.strategy import Schedule
 
 
 def synchronise(summed: Iterable[Summed]) -> None:
@@ -116,11 +118,20 @@ def clip_gradients(
     return norm
 
 
+def are_finite(module: nn.Module) -> bool:
+    """Whether all gradients that this rank holds are numbers, read once and sent nowhere."""
+    parts = [local(parameter.grad) for parameter in module.parameters() if parameter.grad is not None]
+    return not parts or bool(torch.stack([part.sum(dtype=_single(part)) for part in parts]).isfinite().all())
+
+
 def _square_sum(part: Tensor) -> Tensor:
     """Row by row: no second tensor of this size is filled, and sums of rows stay exact in single precision."""
-    single = torch.promote_types(part.dtype, torch.float32)
-    rows: Tensor = torch.linalg.vector_norm(part, dim=-1 if part.dim() else None, dtype=single)
+    rows: Tensor = torch.linalg.vector_norm(part, dim=-1 if part.dim() else None, dtype=_single(part))
     return rows.square().sum()
+
+
+def _single(part: Tensor) -> torch.dtype:
+    return torch.promote_types(part.dtype, torch.float32)
 
 
 def _holders(parameter: nn.Parameter, meshes: Meshes) -> int:
@@ -145,6 +156,16 @@ def splits_backward() -> bool:
         return bool(function._input_metadata)
     except RuntimeError:
         return False
+
+
+def whole_backward(schedule: Schedule) -> str:
+    """That a schedule will not run as planned, in words; empty where it does."""
+    if schedule not in SPLIT_BACKWARD or splits_backward():
+        return ""
+    return (
+        f"torch {torch.__version__} makes gradients of weights and of inputs at once: "
+        f"{schedule} waits longer than planned, and a newer torch does not"
+    )
 
 
 class _Same(torch.autograd.Function):

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from planner.errors import PlannerError
+from planner.execute.adapters import require_decoder
 from planner.execute.checkpoint_folder import latest, require_resumable, require_room, require_whole
 from planner.execute.compiled import require_compilable
 from planner.execute.data import TrainingData, open_data
@@ -19,10 +20,11 @@ from planner.spec.legality import require_legal
 from planner.spec.model import ModelSpec
 from planner.spec.plan import Plan, content_digest, read_plan
 from planner.spec.sources import resolve_model
-from planner.spec.training_run import TrainingRun
+from planner.spec.training_run import MEASURED, TrainingRun
 from planner.spec.workload import TrainWorkload
 
 _STATES = {"adamw": 2, "sgd": 0}  # moments beside each weight
+_PRECISIONS = ("bf16", "fp32")
 _VALUE_BYTES = {"fp32": 4, "fp64": 8}
 
 
@@ -46,7 +48,7 @@ class Job:
     @property
     def measured_path(self) -> Path:
         """Where measurements go: beside the plan unless told otherwise."""
-        return Path(self.run.measured) if self.run.measured else self.path.parent / "measured.json"
+        return Path(self.run.measured) if self.run.measured else self.path.parent / MEASURED
 
 
 def open_job(path: Path, run: TrainingRun) -> Job:
@@ -66,15 +68,19 @@ def open_job(path: Path, run: TrainingRun) -> Job:
             key="model",
             where=source.place(("model",)),
         )
+    run.require_apart(path)
+    require_decoder(spec, plan.model)
     digest = content_digest(spec)
     if digest != plan.digests.model:
         plan.require_same(digest, plan.digests.hardware)
-    if workload.precision == "fp16":
+    if workload.precision not in _PRECISIONS:
+        lacks = "a scaled loss" if workload.precision == "fp16" else "products that it does not have"
         raise PlannerError(
-            "a run computes in bf16 or fp32; fp16 needs a scaled loss",
+            f"a run computes in {' or '.join(_PRECISIONS)}; {workload.precision} needs {lacks}",
             value=workload.precision,
             remedy="plan with --precision bf16",
             key="precision",
+            where=source.place(("workload", "precision")),
         )
     require_legal(spec, workload, plan.strategy, plan.gpus)
     if run.compile:
@@ -105,6 +111,16 @@ def export_config(job: Job) -> dict[str, Any]:
     return config_at((job.run.weights, job.plan.model), job.spec)
 
 
+def checkpoint_bytes(job: Job) -> int:
+    """What one checkpoint of a run takes, nothing where it keeps none: weights and moments, each once."""
+    if job.checkpoint_folder is None:
+        return 0
+    from planner.models.build import build_model  # on the meta device it loads half of torch, which takes a second
+
+    weights = sum(value.numel() for value in build_model(job.spec, device="meta").parameters())
+    return weights * _VALUE_BYTES[job.run.dtype] * (1 + _STATES[job.workload.optimizer])
+
+
 def require_places(job: Job) -> None:
     """Refuse places that could not be written to, and checkpoints that the run could not go on from.
 
@@ -122,11 +138,7 @@ def require_places(job: Job) -> None:
     folder = job.checkpoint_folder
     if folder is None:
         return
-    from planner.models.build import build_model  # on the meta device it loads half of torch, which takes a second
-
-    weights = sum(value.numel() for value in build_model(job.spec, device="meta").parameters())
-    held = weights * _VALUE_BYTES[job.run.dtype] * (1 + _STATES[job.workload.optimizer])
-    require_room(folder, held, resume=job.run.resume)
+    require_room(folder, checkpoint_bytes(job), resume=job.run.resume)
     facts = latest(folder) if job.run.resume else None
     if facts is None:
         return

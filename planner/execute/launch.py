@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -11,23 +12,25 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from planner.errors import PlannerError
+from planner.execute.checkpoint_folder import claim, whole_step
 from planner.execute.compiled import require_compiler
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, RunFailed, read_report, read_where
-from planner.execute.job import Job, open_job, require_places
-from planner.execute.process import device_kind, require_ranks
+from planner.execute.job import Job, checkpoint_bytes, open_job, require_places
+from planner.execute.parameters import replaced
+from planner.execute.process import device_kind, ending_seconds, require_ranks
 from planner.spec.measured import Measured, load_measured
 from planner.spec.training_run import RankArguments
 
 EXIT_INTERRUPTED = 130
 
 _LOOPBACK = "lo"
-_ENDING_SECONDS = 30  # for a checkpoint when the run is asked to end
 _WORST_FIRST = ("input", "error", "memory", "dead", "hang", "peer", "ended")
 
 
@@ -35,9 +38,9 @@ class Ended(RunFailed):
     """A run that was asked to end before its last step."""
 
     def __init__(self, code: int, checkpoint: str) -> None:
-        remedy = (
-            f"go on with --checkpoint {checkpoint} --resume" if checkpoint else "give --checkpoint to keep steps"
-        )
+        step = whole_step(Path(checkpoint)) if checkpoint else 0
+        kept = f"go on after step {step} with --checkpoint {checkpoint} --resume"
+        remedy = kept if step else "nothing was kept: start it again, with --checkpoint"
         super().__init__("the run was asked to end", value=signal.strsignal(code - 128), remedy=remedy, key="run")
         self.exit_code = code
 
@@ -50,15 +53,21 @@ def launch(asked: RankArguments, nproc: int = 0) -> Measured:
     job = open_job(Path(asked.plan), asked.run)
     require_ranks(job.plan, nproc or job.plan.gpus)
     device = device_kind(job.run.device, job.plan.gpus)
-    require_places(job)
     if job.run.compile:
         require_compiler(device)
-    with tempfile.TemporaryDirectory(prefix="tp-plan-run-") as folder, _environment(Path(folder), job.plan.gpus):
-        _follow(asked, job, Path(folder))
+    with contextlib.ExitStack() as until_then:
+        if job.checkpoint_folder is not None:
+            until_then.enter_context(claim(job.checkpoint_folder))
+        require_places(job)
+        folder = Path(until_then.enter_context(tempfile.TemporaryDirectory(prefix="tp-plan-run-")))
+        until_then.enter_context(_environment(folder, job.plan.gpus))
+        _follow(asked, job, folder)
     return load_measured(job.measured_path)
 
 
 def _follow(asked: RankArguments, job: Job, records: Path) -> None:
+    seconds = ending_seconds(job.plan, checkpoint_bytes(job))
+    told: dict[str, Any] = {"shutdown_timeout": seconds} if _hears_how_long() else {}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -70,15 +79,33 @@ def _follow(asked: RankArguments, job: Job, records: Path) -> None:
         max_restarts=0,
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(),
+        **told,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "planner.execute", *asked.words())
+        with contextlib.nullcontext() if told else waiting(seconds):
+            elastic_launch(config, sys.executable)("-m", "planner.execute", *asked.words())
     except ChildFailedError as failed:
         codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
         raise failure_of(records, codes, job) from None
     except SignalException as ended:
         code = EXIT_INTERRUPTED if ended.sigval == signal.SIGINT else EXIT_TERMINATED
         raise Ended(code, job.run.checkpoint) from None
+
+
+def _hears_how_long() -> bool:
+    return "shutdown_timeout" in {item.name for item in dataclasses.fields(LaunchConfig)}
+
+
+@contextlib.contextmanager
+def waiting(seconds: int) -> Iterator[None]:
+    """An agent that waits so long for ranks that it was told to end: that of torch 2.11 cannot be asked to."""
+    close = PContext.close
+
+    def patient(context: PContext, death_sig: signal.Signals | None = None, timeout: int = 30) -> None:
+        close(context, death_sig, timeout if death_sig is None else seconds)  # none: one failed, the others go
+
+    with replaced(PContext, "close", patient):
+        yield
 
 
 def failure_of(records: Path, codes: dict[int, int], job: Job) -> PlannerError:
@@ -128,7 +155,6 @@ def _environment(records: Path, ranks: int) -> Iterator[None]:
     changed = {
         RECORDS: str(records),
         "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_ENDING_SECONDS),
     }
     usual = {
         "OMP_NUM_THREADS": str(max(1, cores // ranks)),

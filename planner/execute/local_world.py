@@ -7,10 +7,11 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -42,32 +43,48 @@ def run_locally(ranks: int, function: Callable[..., Any], *args: Any, seconds: f
             pipes.append(here)
         ends = time.monotonic() + seconds
         try:
-            return [_answer(rank, pipe, ends) for rank, pipe in enumerate(pipes)]
+            return _answers(pipes, ends)
         finally:
             for process in processes:
                 process.kill()
                 process.join()
 
 
-def _answer(rank: int, pipe: Connection, ends: float) -> Any:
-    """A rank's answer; the first that fails is told, not those that then wait for it."""
+def _answers(pipes: Sequence[Connection], ends: float) -> list[Any]:
+    """Those of all ranks as they come: the first that fails is told, not one that waits for it."""
+    found: dict[int, Any] = {}
+    while len(found) < len(pipes):
+        missing = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in found}
+        ready = wait(list(missing), max(0.0, ends - time.monotonic()))
+        if not ready:
+            raise _failed(min(missing.values()), "no answer in time")
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
+            found[missing[pipe]] = _answer(missing[pipe], pipe)
+    return [found[rank] for rank in range(len(pipes))]
+
+
+def _answer(rank: int, pipe: Connection) -> Any:
     kind: str
     value: Any
     try:
-        came = pipe.poll(max(0.0, ends - time.monotonic()))
-        kind, value = pipe.recv() if came else ("error", "no answer in time")
+        kind, value = pipe.recv()
     except EOFError:
         kind, value = "error", "it ended without an answer"
     if kind == "refused":
         raise PlannerError(**value)
     if kind == "error":
-        raise RankFailed(
-            "every process runs the step to its end",
-            value=f"rank {rank}: {value}",
-            remedy="run again with fewer processes (--nproc)",
-            key="numerics",
-        )
+        raise _failed(rank, value)
     return value
+
+
+def _failed(rank: int, value: str) -> RankFailed:
+    return RankFailed(
+        "every process runs the step to its end",
+        value=f"rank {rank}: {value}",
+        remedy="run again with fewer processes (--nproc)",
+        key="numerics",
+    )
 
 
 def _run_rank(
@@ -82,6 +99,7 @@ def _run_rank(
     import torch
     import torch.distributed as dist
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     answer: tuple[str, Any]
     try:
@@ -96,8 +114,16 @@ def _run_rank(
         dist.barrier()
     except PlannerError as error:
         answer = ("refused", error.to_dict())
-    except BaseException:
-        answer = ("error", traceback.format_exc())
+    except BaseException as error:
+        answer = ("error", traceback.format_exception_only(error)[-1].strip())
     pipe.send(answer)
     pipe.close()
     os._exit(0)  # destroying a gloo group aborts now and then
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed kills no child, and this one would wait for the others, holding its output open."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

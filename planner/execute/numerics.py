@@ -1,4 +1,4 @@
-"""A shrunk plan on local processes against one process: loss, every gradient, every weight after a step."""
+"""A small plan on local processes against one process: loss, every gradient, every weight after a step."""
 
 # mypy: disable-error-code="no-untyped-call"
 
@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.errors import PlannerError
 from planner.execute.huggingface_build import build_huggingface, in_double
 from planner.execute.local_world import run_locally
 from planner.execute.loss import IGNORED
 from planner.execute.parameters import local, pieces_of
 from planner.execute.runner import Runner, parallelize
-from planner.execute.shrink import shrunk
 from planner.execute.weights import own_shard, owner_of
 from planner.models.build import build_model, generator_for
 from planner.models.embedding import token_loss
@@ -31,16 +29,11 @@ _LEARNING_RATE = 1e-3
 _LONGEST_SECONDS = 600.0
 
 
-def verify_numerics(plan: Plan, spec: ModelSpec, processes: int, *, model_type: str = "") -> Parity:
-    """Run a small copy of a plan on so many processes at most, and name everything that is not one process's.
+def verify_numerics(small_plan: Plan, small: ModelSpec, *, model_type: str = "") -> Parity:
+    """Run a plan that was made small, a process for each rank, and name everything that is not one process's.
 
-    The copy is of the bundled decoder, or with `model_type` a module of transformers, beside its own step.
+    The model is the bundled decoder, or with `model_type` a module of transformers, beside its own step.
     """
-    if processes < 1:
-        raise PlannerError(
-            "numerics take a process", value=processes, remedy="give --nproc 1 or more", key="nproc"
-        )
-    small_plan, small = shrunk(plan, spec, processes)
     config = config_from_spec(small, model_type) if model_type else None
     ranks = small_plan.strategy.gpus
     answers = run_locally(ranks, errors_of_step, small_plan, small, config, seconds=_LONGEST_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import math
 import os
 import platform
 import sys
@@ -15,6 +16,7 @@ import torch.distributed as dist
 
 from planner.errors import PlannerError
 from planner.execute.compiled import COMPILING_SECONDS
+from planner.execute.failure import LEAST_ENDING_SECONDS
 from planner.spec.plan import Plan
 from planner.spec.training_run import Device, TrainingRun
 
@@ -22,6 +24,9 @@ _LEAST_SECONDS = 300.0  # that ranks wait for one another: starting and a first 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h
 _NEVER = 2**31 - 1  # bytes of free memory before any is given back: the largest that mallopt takes
 _STEPS = 30.0  # or so many of the predicted step
+_SLOW_DISK_BYTES_PER_SECOND = 100e6  # a shared folder over gigabit Ethernet, or one hard disk for all ranks
+_CHECKPOINTS_PENDING = 2  # when a run is asked to end: the one being written, then the last
+_STEPS_PENDING = 3.0  # as patience with a step that was begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +96,15 @@ def device_kind(wanted: Device, ranks_here: int) -> str:
 def timeout_seconds(run: TrainingRun, plan: Plan) -> float:
     """How long a rank may wait in a step: thirty of the predicted ones, and at least five minutes."""
     return run.timeout or max(_LEAST_SECONDS, _STEPS * plan.estimate.step_seconds)
+
+
+def ending_seconds(plan: Plan, checkpoint_bytes: int) -> int:
+    """How long ranks may take to end once they are asked to: max(30, 2·bytes/(100 MB/s) + 3·step).
+
+    On CPUs a step of a plan made for GPUs takes longer; what is written by then goes by the bytes all the same.
+    """
+    writing = _CHECKPOINTS_PENDING * checkpoint_bytes / _SLOW_DISK_BYTES_PER_SECOND
+    return max(LEAST_ENDING_SECONDS, math.ceil(writing + _STEPS_PENDING * plan.estimate.step_seconds))
 
 
 def keep_freed_memory() -> None:

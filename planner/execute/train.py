@@ -16,11 +16,12 @@ import torch.distributed as dist
 
 from planner.errors import EXIT_DONE
 from planner.execute.checkpoint import Checkpoints
-from planner.execute.checkpoint_folder import Facts
+from planner.execute.checkpoint_folder import Facts, claim
 from planner.execute.checkpoint_items import Parts
 from planner.execute.compiled import require_compiler, waiting_for_compilers
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, Record, RunFailed, Watch
 from planner.execute.gathered import gatherer
+from planner.execute.gradients import are_finite, whole_backward
 from planner.execute.job import Job, export_config, open_job, require_places, weights_source
 from planner.execute.metrics import Log, Predicted, Reader, Silence, StepMetrics, peak_bytes, watched
 from planner.execute.optimizer import LocalOptimizer, learning_rate
@@ -61,7 +62,9 @@ def _run(asked: RankArguments, record: Record) -> int:
     if job.run.compile and RECORDS not in os.environ:
         require_compiler(placed.device.type)
     join(placed, compiles=job.run.compile)
+    claimed = None  # as long as this process lives
     if RECORDS not in os.environ and placed.rank == 0:  # else whoever started the ranks has looked
+        claimed = claim(job.checkpoint_folder) if job.checkpoint_folder is not None else None
         require_places(job)
     if RECORDS not in os.environ and spread_over_hosts():
         record.roll_call = start_roll_call(lambda: record.where)
@@ -73,12 +76,18 @@ def _run(asked: RankArguments, record: Record) -> int:
         reader.say(
             f"{job.plan.model} on {placed.ranks} × {placed.name}, {placed.backend}: {job.plan.strategy.label}"
         )
-        if told := stack_mismatch(job.workload.stack, job.run.stack):
-            reader.say(f"warning: {told}")
+        for told in (
+            stack_mismatch(job.workload.stack, job.run.stack),
+            whole_backward(job.plan.strategy.schedule),
+        ):
+            if told:
+                reader.say(f"warning: {told}")
         for line in training.beginning:
             reader.say(line)
         ended = training.go(reader)
     dist.barrier()
+    if claimed is not None:
+        claimed.close()
     return EXIT_DONE if ended else EXIT_TERMINATED
 
 
@@ -105,6 +114,7 @@ class Training:
         self.predicted = Predicted.of(job.plan)
         self.shapes = whole_shapes(build_model(job.spec, device="meta"))
         self.step, self.sequences = 0, 0  # done so far
+        self.sound = True  # all gradients of this rank were numbers, where no norm over all ranks tells
         self.seconds: list[float] = []
         self.losses: list[float] = []
         folder = job.checkpoint_folder
@@ -121,7 +131,9 @@ class Training:
         while self.step < self.job.run.steps and not asked_to_end:
             with self._watched_step():
                 metrics = self._one_step()
-                asked_to_end = self._any_rank(self.watch.asked_to_end)
+                asked_to_end, broken = self._any_rank(self.watch.asked_to_end, not self.sound)
+            if broken:
+                raise not_finite("sum of each rank's gradients", "gradients", "nan or infinite", self.step)
             for each in readers:
                 each.step(metrics)
             self._save_when_due(last=asked_to_end or self.step == self.job.run.steps)
@@ -146,6 +158,7 @@ class Training:
         seed_rank(mixed(run.seed, self.step) >> 8, runner.meshes)  # by step, so that a resumed run drops alike
         loss = runner.step({"tokens": tokens, "labels": labels})
         norm = float(runner.clip(run.clip)) if run.clip else None
+        self.sound = norm is not None or are_finite(runner.module)
         rate = learning_rate(run, self.step)
         self.optimizer.step(rate)
         runner.zero_grad()
@@ -192,10 +205,10 @@ class Training:
         finally:
             self.watch.armed = False
 
-    def _any_rank(self, here: bool) -> bool:
-        flag = torch.tensor(float(here), device=self.placed.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+    def _any_rank(self, *here: bool) -> list[bool]:
+        flags = torch.tensor(here, dtype=torch.float32, device=self.placed.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in flags.tolist()]
 
     def _log(self) -> Reader:
         if self.placed.rank or not self.job.run.log:
@@ -253,7 +266,9 @@ class Training:
             seed=run.seed,
             data=self.job.data.told,
         )
+        self.watch.writes = True
         self.checkpoints.save(facts, self.state(to_save=True), wait=last)
+        self.watch.writes = last  # the first rank has yet to name it, and those before to remove
         self.saved = self.step
 
     def _write_measured(self, first: int) -> None:
@@ -301,12 +316,17 @@ def require_finite(loss: float, norm: float | None, step: int) -> None:
     """End a run whose weights are no numbers any more, before a checkpoint keeps them."""
     for what, key, value in (("loss", "loss", loss), ("norm of the gradients", "clip", norm)):
         if value is not None and not math.isfinite(value):
-            raise RunFailed(
-                f"the {what} is a number",
-                value=f"{value} at step {step}",
-                remedy="lower --lr, lengthen --warmup, or look at the data of that step",
-                key=key,
-            )
+            raise not_finite(what, key, value, step)
+
+
+def not_finite(what: str, key: str, value: float | str, step: int) -> RunFailed:
+    """What is told of a step that computed no numbers."""
+    return RunFailed(
+        f"the {what} is a number",
+        value=f"{value} at step {step}",
+        remedy="lower --lr, lengthen --warmup, or look at the data of that step",
+        key=key,
+    )
 
 
 def stage_of(strategy: Strategy, rank: int) -> int:

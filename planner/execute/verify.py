@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from planner.errors import PlannerError
+from planner.execute.adapters import require_decoder
 from planner.execute.dry_rank import DryRank, extrapolated, short_order
 from planner.execute.dryrun import DryRun, fake_world, meshes_of
 from planner.execute.fused import fused_kernels
@@ -41,7 +42,7 @@ def verify_layout(
     Collectives follow from what the second of them issues. In a pipeline a peak is put together from what each
     forward and backward does to memory; where these differ from one another, the rank's own order is run.
     """
-    workload, strategy = _runnable(plan, spec)
+    workload, strategy = runnable(plan, spec)
     count = strategy.microbatches(workload.global_batch)
     checks: dict[int, StageCheck] = {}
     model = build_huggingface(config) if config else None
@@ -205,15 +206,9 @@ def _training(plan: Plan) -> TrainWorkload:
     return plan.workload
 
 
-def _runnable(plan: Plan, spec: ModelSpec) -> tuple[TrainWorkload, Strategy]:
+def runnable(plan: Plan, spec: ModelSpec) -> tuple[TrainWorkload, Strategy]:
     """What can be dry-run is a decoder's training."""
-    if spec.kind != "decoder":
-        raise PlannerError(
-            "the executor runs decoders, and a dry run is of what it runs",
-            value=f"{plan.model} of kind {spec.kind}",
-            remedy="explain, estimate and compare take this plan; to verify one, plan a model of kind: decoder",
-            key="model",
-        )
+    require_decoder(spec, plan.model)
     if not isinstance(plan.workload, TrainWorkload):
         raise PlannerError(
             "a dry run is of a training step",

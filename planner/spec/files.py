@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,34 @@ def read_text(path: Path, largest_bytes: int = _LARGEST_FILE_BYTES) -> str:
             key="file",
             where=str(path),
         ) from None
+
+
+def require_apart(written: Mapping[str, str], read: Mapping[str, str]) -> None:
+    """Refuse a file that is to be written where it is one that is read, or written for something else.
+
+    Both are given by what they are, which is the flag of what is written; names that are no files are left out.
+    """
+    taken = {place: what for what, path in read.items() if (place := _place(path)) and place.is_file()}
+    for key, path in written.items():
+        place = _place(path)
+        what = taken.setdefault(place, key) if place else key
+        if what != key:
+            raise PlannerError(
+                f"the file that --{key} writes is one of its own",
+                value=f"{path}, which is the {what} as well",
+                remedy=f"give another file with --{key}",
+                key=key,
+            )
+
+
+def _place(path: str) -> Path | None:
+    """Without links; none of a name that can be no file's, which whoever opens it tells."""
+    try:
+        found = Path(path).resolve()
+        found.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long; a NUL in the name; a loop of links
+        return None
+    return found if path else None
 
 
 def _opened(path: Path) -> int:

@@ -67,6 +67,16 @@ class Measured:
                 remedy="run more steps",
                 key="each_seconds",
             )
+        ranks, stages, degrees = self.gpus, self.strategy.pp, self.strategy.gpus
+        strays = [own for own in self.memory if own.rank >= ranks or own.stage >= stages]
+        told = [f"rank {own.rank} of stage {own.stage}" for own in strays]
+        for holds, key, rule, value in (
+            (degrees == ranks, "gpus", f"the strategy's degrees take {degrees} GPUs", ranks),
+            (not strays, "memory", f"ranks are below {ranks} and stages below {stages}", told),
+        ):
+            if not holds:
+                remedy = "give the measured.json as tp-plan run wrote it"
+                raise PlannerError(rule, value=value, remedy=remedy, key=key)
 
     @property
     def stack(self) -> Stack:

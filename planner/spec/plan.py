@@ -167,6 +167,7 @@ class Plan:
             return decode(cls, data, source)
         _require_no_measurements(data, source or Source())
         _check_version(data, source or Source())
+        _check_shared(data, source or Source())
         resized = _with_figures_for(data)
         plan = _decoded(resized, source)
         return plan if resized is data or plan.edited else _decoded(data, source)
@@ -351,6 +352,19 @@ def _require_no_measurements(data: Mapping[str, Any], source: Source) -> None:
             remedy="give the plan that ran; tp-plan compare takes the plan first, then its measured.json",
             key="file",
         )
+
+
+def _check_shared(data: Mapping[str, Any], source: Source) -> None:
+    """The estimate takes these keys from the plan, and would be told to lack them."""
+    for key in _SHARED:
+        if key not in data:
+            raise PlannerError(
+                f"a plan has the key {key}",
+                value=", ".join(map(str, data)),
+                remedy=f"add {key}, or make the plan again with tp-plan plan",
+                key=key,
+                where=source.name,
+            )
 
 
 def _check_version(data: Mapping[str, Any], source: Source) -> None:

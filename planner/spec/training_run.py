@@ -7,16 +7,19 @@ import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from planner.errors import PlannerError
 from planner.spec.codec import Count, Degree, Range, Share, decode, field_types
+from planner.spec.files import require_apart
 from planner.spec.workload import Stack, stack_of_run
 
 Rate = Annotated[float, Range(0.0, 1e6)]
 Device = Literal["auto", "cpu", "cuda"]
 
 SYNTHETIC = "synthetic"
+MEASURED = "measured.json"  # beside the plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +61,18 @@ class TrainingRun:
     def __post_init__(self) -> None:
         for holds, key, rule, remedy in (
             (self.min_lr <= self.lr, "min_lr", f"min_lr is at most lr, {self.lr:g}", "lower min_lr"),
+            (self.beta1 < 1.0, "beta1", "beta1 is below 1: old gradients fade", "lower beta1"),
+            (self.beta2 < 1.0, "beta2", "beta2 is below 1: old gradients fade", "lower beta2"),
             (not self.resume or self.checkpoint, "resume", "a run resumes from a folder", "give --checkpoint"),
             (not self.every or self.checkpoint, "every", "checkpoints go to a folder", "give --checkpoint"),
         ):  # fmt: skip
             if not holds:
                 raise PlannerError(rule, value=getattr(self, key), remedy=remedy, key=key)
+
+    def require_apart(self, plan: Path) -> None:
+        """Refuse to write over the plan or the data, or two things into one file."""
+        measured = self.measured or str(plan.parent / MEASURED)
+        require_apart({"log": self.log, "measured": measured}, {"plan": str(plan), "data": self.data})
 
     @property
     def stack(self) -> Stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from planner.errors import PlannerError
 from planner.execute.checkpoint_folder import (
     Facts,
+    claim,
     latest,
     require_resumable,
     require_room,
@@ -63,6 +65,7 @@ def test_what_was_cut_short_goes_and_the_whole_one_stays(tmp_path: Path) -> None
         ("step-00000007/run.json", "{}", "run.json: the key model is required"),
         ("latest", "step-00000009", "step-00000009/run.json: No such file"),
         ("latest", "", "run.json: "),
+        ("latest", "\udcff", "run.json: No such file"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_the_whole_one_before_named(
@@ -76,7 +79,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_whole_one_before_named(
     if content is None:
         (tmp_path / file).unlink()
     else:
-        (tmp_path / file).write_text(content)
+        (tmp_path / file).write_text(content, errors="surrogateescape")
     with pytest.raises(PlannerError, match="goes on from is whole") as caught:
         require_whole(tmp_path)
     assert said in str(caught.value)
@@ -91,6 +94,17 @@ def test_a_run_killed_before_it_named_its_first_checkpoint_goes_on_from_it(tmp_p
     assert latest(tmp_path) == FACTS
     with pytest.raises(PlannerError, match="another run"):
         require_room(tmp_path, 1.0, resume=False)
+
+
+def test_a_folder_is_one_run_s_at_a_time(tmp_path: Path) -> None:
+    with claim(tmp_path / "kept"):
+        with pytest.raises(PlannerError, match="one run at a time") as caught:
+            claim(tmp_path / "kept")
+        assert f"process {os.getpid()} on" in str(caught.value)
+    claim(tmp_path / "kept").close()
+    (tmp_path / "file").touch()
+    with pytest.raises(PlannerError, match="checkpoints can be written"):
+        claim(tmp_path / "file" / "kept")
 
 
 def test_a_folder_that_will_not_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,9 @@ def test_width_follows_from_the_vocabulary_unless_told(tmp_path: Path) -> None:
     assert opened(path, vocab=100_000).batch(0, 1)[1].tolist() == [[2, 3, 4, 70_000]]
     assert "70000 at token 4" in refusal(path, data_dtype="uint32")
     assert len(opened(path, data_dtype="uint16", vocab=70_000).source or ()) == 10
+    np.arange(1, 9, dtype="<u4").tofile(path)
+    assert "read as uint16, every second token is 0" in refusal(path)
+    assert len(opened(path, data_dtype="uint16").source or ()) == 16
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path, tokens: Path) -> None:

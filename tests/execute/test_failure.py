@@ -6,15 +6,20 @@ import dataclasses
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import nn
 
 from planner.errors import PlannerError
-from planner.execute.failure import RECORDS, Record, RunFailed, read_report, read_where
-from planner.execute.launch import failure_of
-from planner.execute.process import require_ranks, timeout_seconds
+from planner.execute.failure import RECORDS, Record, RunFailed, Watch, read_report, read_where
+from planner.execute.job import checkpoint_bytes
+from planner.execute.launch import PContext, failure_of, waiting
+from planner.execute.process import ending_seconds, require_ranks, timeout_seconds
+from planner.models.build import build_model
+from planner.spec.plan import Plan
 from planner.spec.training_run import TrainingRun
 from tests.execute.training import job_of, plan_for
 from tests.tiny import tiny_spec
@@ -116,3 +121,37 @@ def test_ranks_and_patience_follow_from_the_plan() -> None:
         require_ranks(plan, 8)
     assert timeout_seconds(TrainingRun(), plan) == max(300.0, 30 * plan.estimate.step_seconds)
     assert timeout_seconds(TrainingRun(timeout=7.0), plan) == 7.0
+
+
+def test_ranks_get_the_time_to_end_that_their_checkpoint_takes(tmp_path: Path) -> None:
+    plan = plan_for(tiny_spec("gpt", layers=2), 4)
+    weights = sum(value.numel() for value in build_model(plan.model_spec, device="meta").parameters())
+    assert checkpoint_bytes(job_of(plan, tmp_path)) == 0
+    assert checkpoint_bytes(job_of(plan, tmp_path, checkpoint="kept")) == 3 * 8 * weights  # two moments, fp64
+    assert checkpoint_bytes(job_of(plan, tmp_path, checkpoint="kept", dtype="fp32")) == 3 * 4 * weights
+    plan = cast("Plan", SimpleNamespace(estimate=SimpleNamespace(step_seconds=2.0)))
+    assert [ending_seconds(plan, held) for held in (0, 10**9, 5 * 10**9)] == [30, 30, 106]
+
+
+def test_a_rank_that_is_asked_to_end_may_stand_still_while_it_writes() -> None:
+    record = Record(0)
+    watch = Watch(record, 600.0)
+    assert watch.broken(record.changed + 1000.0) is None
+    watch.armed = True
+    assert "within 600 s" in watch.broken(record.changed + 1000.0)[0]
+    watch._asked = record.changed + 1.0
+    assert "asked to end" in watch.broken(watch._asked + 6.0)[0]
+    watch.armed = False  # it loads, or compiles
+    assert watch.broken(watch._asked + 29.0) is None
+    assert "asked to end" in watch.broken(watch._asked + 31.0)[0]
+    watch.writes = True
+    assert watch.broken(watch._asked + 1000.0) is None
+
+
+def test_an_agent_that_takes_no_time_is_told_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(PContext, "close", lambda _, __, timeout: given.append(timeout))
+    with waiting(106):
+        PContext.close(None, signal.SIGTERM)
+        PContext.close(None)
+    assert given == [106, 30]

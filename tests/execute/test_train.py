@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import pytest
 
-from planner.execute.checkpoint_folder import Facts
+from planner.execute.checkpoint_folder import Facts, whole_step
 from planner.execute.failure import RunFailed
+from planner.execute.gradients import whole_backward
 from planner.execute.train import beginning, require_finite
-from tests.execute.training import plan_for, watched_reductions
+from tests.execute.training import plan_for, with_a_lost_gradient
 from tests.execute.world import run_world
 from tests.tiny import tiny_spec
 
 
-def test_a_rank_is_watched_while_it_hears_whether_to_go_on(tmp_path: Path) -> None:
+def test_a_rank_is_watched_while_it_hears_whether_to_go_on_and_of_a_gradient_that_is_no_number(
+    tmp_path: Path,
+) -> None:
     plan = plan_for(tiny_spec("llama", layers=2, vocab=99), 4, gpus=2, dp_replicate=2)
-    for watched in run_world(2, functools.partial(watched_reductions, plan, tmp_path, steps=2)):
+    for watched, told in run_world(2, with_a_lost_gradient, plan, tmp_path):
         assert len(watched) >= 2, "each of two steps ends with the ranks' word whether to go on"
         assert all(watched)
+        assert "error[gradients]: the sum of each rank's gradients is a number" in told
+        assert "at step 2" in told
+    assert whole_step(tmp_path / "kept") == 1
 
 
 def test_a_run_that_was_to_go_on_says_from_where_and_whether_its_data_is_another() -> None:
@@ -30,6 +35,12 @@ def test_a_run_that_was_to_go_on_says_from_where_and_whether_its_data_is_another
         "resumed after step 7",
         "the data is another: /a.bin, 91 tokens; before it was /a.bin, 90 tokens",
     ]
+
+
+def test_a_schedule_that_torch_cannot_run_as_planned_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.execute.gradients.splits_backward", lambda: False)
+    assert "zbv waits longer than planned" in whole_backward("zbv")
+    assert whole_backward("interleaved") == ""
 
 
 def test_weights_that_are_no_numbers_end_a_run_before_they_are_kept() -> None:

@@ -20,7 +20,7 @@ from planner.execute.data import open_data
 from planner.execute.failure import Record, RunFailed, Watch
 from planner.execute.job import Job
 from planner.execute.metrics import Silence
-from planner.execute.parameters import replaced
+from planner.execute.parameters import local, replaced
 from planner.execute.process import Placed
 from planner.execute.train import Training
 from planner.spec.model import ModelSpec
@@ -68,18 +68,31 @@ def trained(plan: Plan, folder: Path, **flags: Any) -> list[float]:
     return training.losses
 
 
-def watched_reductions(plan: Plan, folder: Path, **flags: Any) -> list[bool]:
-    """Whether a rank was watched, of each time that it reduced something with the others."""
-    training = training_of(plan, folder, **flags)
-    all_reduce, watched = dist.all_reduce, []
+def with_a_lost_gradient(plan: Plan, folder: Path) -> tuple[list[bool], str]:
+    """What ends a run in whose second step rank 1 has a gradient that is no number, and which does not clip.
+
+    Also whether a rank was watched, of each time that it reduced something with the others.
+    """
+    training = training_of(plan, folder, steps=3, clip=0.0, every=1, checkpoint=str(folder / "kept"))
+    all_reduce, step, watched = dist.all_reduce, training.runner.step, []
 
     def reduce(*args: Any, **keys: Any) -> Any:
         watched.append(training.watch.armed)
         return all_reduce(*args, **keys)
 
-    with replaced(dist, "all_reduce", reduce):
-        assert training.go(Silence())
-    return watched
+    def losing(batch: Any) -> Any:
+        loss = step(batch)
+        if training.step == 1 and dist.get_rank() == 1:
+            local(next(training.runner.parameters()).grad)[-1, 0] = float("inf")
+        return loss
+
+    with replaced(dist, "all_reduce", reduce), replaced(training.runner, "step", losing):
+        try:
+            training.go(Silence())
+        except RunFailed as error:
+            training.checkpoints.finish()
+            return watched, str(error)
+    raise AssertionError("nothing was said")
 
 
 def continued(first: Plan, second: Plan, folder: Path) -> tuple[list[float], list[float]]:

@@ -55,6 +55,10 @@ def test_what_does_not_agree_is_refused(tmp_path: Path) -> None:
     (tmp_path / "edited.json").write_text(json.dumps(data | {"step_seconds": 1.0}))
     with pytest.raises(PlannerError, match="follows from the others"):
         load_measured(tmp_path / "edited.json")
+    with pytest.raises(PlannerError, match="degrees take 2 GPUs"):
+        Measured.from_dict(data | {"gpus": 4})
+    with pytest.raises(PlannerError, match="stages below 1"):
+        Measured.from_dict(data | {"memory": [data["memory"][0] | {"stage": 7}]})
     (tmp_path / "text.json").write_text("no json")
     with pytest.raises(PlannerError, match="is JSON"):
         load_measured(tmp_path / "text.json")

@@ -214,6 +214,9 @@ def test_a_newer_version_asks_for_an_upgrade() -> None:
     with pytest.raises(PlannerError) as caught:
         Plan.from_dict({})
     assert (caught.value.value, caught.value.remedy) == ("no version", "make the plan again with tp-plan plan")
+    with pytest.raises(PlannerError, match="a plan has the key strategy") as caught:
+        Plan.from_dict({key: value for key, value in sealed_plan().to_dict().items() if key != "strategy"})
+    assert caught.value.key == "strategy"
 
 
 def test_an_illegal_edit_names_its_line(tmp_path: Path) -> None:
