@@ -6,7 +6,7 @@ context and expert parallelism need a model whose attention and experts are know
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from planner.errors import PlannerError
 from planner.execute.compiled import compile_block, require_compilable
 from planner.execute.gradients import TiedEnds, divide, synchronise
-from planner.execute.loss import IGNORED
-from planner.execute.mesh import Meshes, build_meshes
+from planner.execute.mesh import build_meshes
 from planner.execute.objective import Objective, require_tokens
+from planner.execute.own_batches import meta_inputs, microbatches_by_name, own_loss
 from planner.execute.own_pipeline import OwnPipeline
 from planner.execute.own_splits import OwnSplits, carry, run_on_example, whole_output
 from planner.execute.own_stage import OwnStage, layers_of, outermost_lists
@@ -30,12 +30,12 @@ from planner.execute.phases import phase
 from planner.execute.runner import Runner, require_training, usual_device
 from planner.execute.sharding import DTYPES, Group, shard_groups
 from planner.execute.weights import Source, copied_from, drawn_for, fill_parameters, without_values
+from planner.models.user_module import Example
 from planner.spec.legality import require_legal
 from planner.spec.paths import unmatched
 from planner.spec.plan import Plan
 from planner.spec.workload import TrainWorkload
 
-Example = Callable[[int, int], Mapping[str, Any]]  # of batch and length: the module's arguments
 Loss = Callable[[Any, Any], tuple[Tensor, Any]]  # of output and batch: a sum, and over how many
 
 _DEGREES = ("cp", "ep", "vpp")
@@ -106,7 +106,9 @@ class OwnRunner(Runner):
             stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2])
         if splits is None and stage is None:
             return list(blocks.values()), stage
-        run = partial(run_on_example, module, _inputs(example, plan, self.workload, self.dtype))
+        run = partial(
+            run_on_example, module, meta_inputs(example, strategy.microbatch, self.workload.seq_len, self.dtype)
+        )
         with nullcontext() if splits is None else splits.hidden():
             if splits is not None:
                 splits.examine(run)
@@ -137,7 +139,7 @@ class OwnRunner(Runner):
     ) -> OwnRunner:
         """Everything that would make the plan fail later is said before any work."""
         workload = require_training(plan)
-        _require_runnable(plan)
+        require_runnable(plan)
         if compiled:
             require_compilable(plan, None)
         _require_same_paths(plan, model)
@@ -157,7 +159,7 @@ class OwnRunner(Runner):
 
     def step(self, batch: Any) -> Tensor:
         """Gradients of the mean over everything that all ranks count, and that mean."""
-        parts = list(_microbatches(batch, self.workload, self.meshes, self.device))
+        parts = list(microbatches_by_name(batch, self.workload, self.meshes, self.device))
         with self._added_to_earlier():
             return self._run(parts)
 
@@ -187,7 +189,7 @@ class OwnRunner(Runner):
 
     def _loss(self, out: Any, part: dict[str, Any]) -> Tensor:
         """What backward of one microbatch starts from; it is counted."""
-        function = self.objective.function or _own_loss
+        function = self.objective.function or own_loss
         loss, count = function(out, part)
         both = (loss.detach(), torch.as_tensor(count, device=self.device))
         self.total += torch.stack([each.double() for each in both])
@@ -197,7 +199,8 @@ class OwnRunner(Runner):
         return self.summed
 
 
-def _require_runnable(plan: Plan) -> None:
+def require_runnable(plan: Plan) -> None:
+    """Refuse axes and schedules that take a model whose parts are known."""
     strategy = plan.strategy
     others = [f"{axis} {getattr(strategy, axis)}" for axis in _DEGREES if getattr(strategy, axis) > 1]
     if strategy.pp > 1 and strategy.schedule not in ("gpipe", "1f1b"):
@@ -268,69 +271,3 @@ def _tie(ties: list[list[tuple[nn.Module, str]]]) -> None:
                     key="modules",
                 )
             other.register_parameter(other_name, getattr(owner, name))
-
-
-def _inputs(example: Example | None, plan: Plan, workload: TrainWorkload, dtype: torch.dtype) -> dict[str, Any]:
-    """What one microbatch gives the module, shapes alone."""
-    if example is None:
-        raise PlannerError(
-            "to cut a module of one's own takes an example of what it is called with",
-            value="none",
-            remedy="pass example to parallelize: example(batch, seq_len) gives the module's keyword arguments",
-            key="example",
-        )
-    with torch.device("meta"):
-        given = example(plan.strategy.microbatch, workload.seq_len)
-
-    def shape_of(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to("meta", dtype if value.is_floating_point() else None)
-
-    return {key: shape_of(value) for key, value in given.items()}
-
-
-def _microbatches(
-    batch: Any, workload: TrainWorkload, meshes: Meshes, device: torch.device
-) -> Iterator[dict[str, Any]]:
-    """Rows of every tensor of the batch: what the module takes by name."""
-    strategy = meshes.strategy
-    rows = workload.global_batch // strategy.dp
-    if not isinstance(batch, Mapping) or not any(isinstance(value, Tensor) for value in batch.values()):
-        raise PlannerError(
-            "a batch holds the arguments of the module by name",
-            value=type(batch).__name__,
-            remedy="give a dict, as the example of the model's file returns",
-            key="batch",
-        )
-    for key, value in batch.items():
-        if isinstance(value, Tensor) and value.shape[:1] != (rows,):
-            raise PlannerError(
-                f"each tensor of a batch has global_batch/dp = {rows} rows",
-                value=f"{key} {list(value.shape)}",
-                remedy="give each rank its own sequences",
-                key="batch",
-            )
-    for start in range(0, rows, strategy.microbatch):
-        own = slice(start, start + strategy.microbatch)
-        yield {
-            key: value[own].to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for key, value in batch.items()
-        }
-
-
-def _own_loss(out: Any, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
-    """The module's own loss, a mean over its labels or, without any, over its rows; as a sum."""
-    if not isinstance(out, Tensor) or out.numel() != 1:
-        raise PlannerError(
-            "without a loss function the module returns its loss, one number",
-            value=f"{type(out).__name__} {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__,
-            remedy="pass loss_fn(output, batch) → (sum, count) to parallelize",
-            key="loss_fn",
-        )
-    labels = batch.get("labels")
-    if isinstance(labels, Tensor) and not labels.is_floating_point():
-        count = int((labels != IGNORED).sum())
-    else:
-        count = next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))
-    return out.reshape(()) * count, count

@@ -48,8 +48,8 @@ def graph_of_file(
     cached = cache.load(digest) if use_cache else None
     if cached is not None:
         return cached
+    from planner.models.user_module import in_dtype, loaded
     from planner.trace.tracer import LENGTHS, trace_module, working_dtype
-    from planner.trace.user_module import in_dtype, loaded
 
     with loaded(path, function) as (module, example, sources):
         module, example = in_dtype(module, example, working_dtype(dtype))
