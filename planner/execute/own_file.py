@@ -1,4 +1,4 @@
-"""The file that a plan names for its model, `FILE.py:FUNCTION`: the module that it makes, and how that is called."""
+"""The file that a plan names for its model: `FILE.py:FUNCTION` makes a module, and says how it is called."""
 
 from __future__ import annotations
 

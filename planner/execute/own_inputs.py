@@ -1,4 +1,4 @@
-"""Numbers for what a user's own module is called with: an example may well be zeros, which hide what goes wrong."""
+"""Numbers for what a user's own module is called with: an example may be zeros, which hide what goes wrong."""
 
 # mypy: disable-error-code="no-untyped-call"
 

@@ -94,7 +94,7 @@ def _fitting(plan: Plan, weights: int, processes: int) -> Strategy:
 
 
 def _needed_bytes(strategy: Strategy, weights: int) -> float:
-    """Where all processes build the module and spread it, or, later, one has all gradients, the others their part."""
+    """Where all build the module and spread it or, later, one of them has all gradients beside its part."""
     sharing = strategy.tp * strategy.pp * (strategy.dp_shard if strategy.zero else 1)
     parts = strategy.gpus / sharing
     whole = _VALUE_BYTES * weights * max(strategy.gpus + parts, 2 + 2 * parts)
