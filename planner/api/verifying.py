@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from planner.api.planning import OpenedPlan, PlanLike, open_plan
 from planner.errors import PlannerError
 from planner.spec.huggingface_config import config_at
 from planner.spec.model import ModelSpec
+from planner.spec.sources import UserModule, resolve_model
 
 if TYPE_CHECKING:
-    from planner.spec.verification import Verification
+    from planner.spec.verification import Parity, Verification
 
 USUAL_PROCESSES = 8
+
+Told = Callable[[str], None]
 
 
 def verify(
@@ -23,7 +27,7 @@ def verify(
     numerics: bool = False,
     transformers: bool = False,
     nproc: int = USUAL_PROCESSES,
-    told: Callable[[str], None] | None = None,
+    told: Told | None = None,
     use_cache: bool = True,
 ) -> Verification:
     """Dry-run every pipeline rank of a plan in this process, and set beside the plan what it would do.
@@ -31,32 +35,68 @@ def verify(
     Collectives are equal in kind, number and bytes, peak memory lies within the plan's interval; an edited plan
     is checked as it stands. With `numerics` a small copy of it runs on up to `nproc` local processes as well, and
     its loss, gradients and first step of AdamW are those of one process. With `transformers` the model is not the
-    bundled one, which `run` trains, but the library's module, as `parallelize` spreads it. `told` hears what runs.
+    bundled one, which `run` trains, but the library's module, as `parallelize` spreads it. Of a module of one's
+    own, `FILE.py:FUNCTION`, both are as `parallelize` spreads it, and its small copy is the module as it is.
+    `told` hears what runs.
     """
-    from planner.execute.verify import verify_layout
-
     opened = open_plan(plan, use_cache=use_cache)
-    kinds = [placement.block for placement in opened.graph.sequence if placement.path]
-    spec = spec_of(opened)
-    config = config_at((opened.plan.model,), spec) if transformers else {}
-    found = verify_layout(opened.plan, spec, kinds, told=told, config=config)
+    if opened.spec is not None:
+        config = config_at((opened.plan.model,), opened.spec) if transformers else {}
+        found = _of_spec(opened, opened.spec, config, told)
+        copied = partial(_copy_of_spec, opened, opened.spec, config, nproc)
+    else:
+        user = _user_module(opened, transformers=transformers)
+        found = _of_user(opened, user, told)
+        copied = partial(_copy_of_user, opened, user, nproc)
     if not numerics:
         return found
-    from planner.execute.numerics import verify_numerics
-
     if told is not None:
         told(f"a small copy on up to {nproc} processes")
-    parity = verify_numerics(opened.plan, spec, nproc, model_type=config.get("model_type", ""))
-    return replace(found, parity=parity)
+    return replace(found, parity=copied())
 
 
-def spec_of(opened: OpenedPlan) -> ModelSpec:
-    """The spec of a plan's model, which the executor builds it from."""
-    if opened.spec is None:
+def _of_spec(opened: OpenedPlan, spec: ModelSpec, config: dict[str, Any], told: Told | None) -> Verification:
+    from planner.execute.verify import verify_layout
+
+    kinds = [placement.block for placement in opened.graph.sequence if placement.path]
+    return verify_layout(opened.plan, spec, kinds, told=told, config=config)
+
+
+def _copy_of_spec(opened: OpenedPlan, spec: ModelSpec, config: dict[str, Any], nproc: int) -> Parity:
+    from planner.execute.numerics import verify_numerics
+
+    return verify_numerics(opened.plan, spec, nproc, model_type=config.get("model_type", ""))
+
+
+def _of_user(opened: OpenedPlan, user: UserModule, told: Told | None) -> Verification:
+    from planner.execute.own_verify import verify_own_layout
+
+    blocks = [(placement.path, placement.block) for placement in opened.graph.sequence if placement.path]
+    return verify_own_layout(opened.plan, user, blocks, told=told)
+
+
+def _copy_of_user(opened: OpenedPlan, user: UserModule, nproc: int) -> Parity:
+    from planner.execute.own_numerics import verify_own_numerics
+
+    return verify_own_numerics(opened.plan, user, nproc)
+
+
+def _user_module(opened: OpenedPlan, *, transformers: bool) -> UserModule:
+    """The function that makes a model which has no spec."""
+    found = resolve_model(opened.plan.model)
+    if not isinstance(found, UserModule):
         raise PlannerError(
-            "a dry run builds the model from its spec",
-            value=f"{opened.plan.model}, which has none",
-            remedy="explain, estimate and compare take this plan; to verify one, plan a bundled model or a spec",
+            "a dry run builds the model, from its spec or by a function of a file",
+            value=f"{opened.plan.model}, a graph alone",
+            remedy="explain, estimate and compare take this plan; to verify one, plan a bundled model, a spec or "
+            "FILE.py:FUNCTION",
             key="model",
         )
-    return opened.spec
+    if transformers:
+        raise PlannerError(
+            "--transformers checks a module of the library, which a config.json describes",
+            value=opened.plan.model,
+            remedy="leave --transformers out: a module of one's own is checked as parallelize spreads it",
+            key="transformers",
+        )
+    return found

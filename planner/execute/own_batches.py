@@ -75,7 +75,7 @@ def loss_in(out: Any) -> Tensor | None:
     return numbers[0] if len(numbers) == 1 else None
 
 
-def own_loss(out: Any, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
+def own_loss(out: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
     """The module's own loss, a mean over its labels or, without any, over its rows; as a sum."""
     loss = loss_in(out)
     if loss is None:
@@ -85,9 +85,9 @@ def own_loss(out: Any, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
             remedy="pass loss_fn(output, batch) → (sum, count) to parallelize",
             key="loss_fn",
         )
-    labels = batch.get("labels")
+    labels = batch.get("labels", batch.get("targets"))
     if isinstance(labels, Tensor) and not labels.is_floating_point():
-        count = int((labels != IGNORED).sum())
+        count: Any = (labels != IGNORED).sum()
     else:
         count = next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))
     return loss.reshape(()) * count, count

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from planner.errors import PlannerError
 from planner.execute.compiled import compile_block, require_compilable
@@ -27,6 +26,7 @@ from planner.execute.own_splits import OwnSplits, carry, run_on_example, whole_o
 from planner.execute.own_stage import OwnStage, layers_of, outermost_lists
 from planner.execute.parameters import Summed, pieces_of, replace_forward
 from planner.execute.phases import phase
+from planner.execute.recompute import run_again
 from planner.execute.runner import Runner, require_training, usual_device
 from planner.execute.sharding import DTYPES, Group, shard_groups
 from planner.execute.weights import Source, copied_from, drawn_for, fill_parameters, without_values
@@ -36,6 +36,7 @@ from planner.spec.paths import unmatched
 from planner.spec.plan import Plan
 from planner.spec.workload import TrainWorkload
 
+Ties = list[list[tuple[nn.Module, str]]]  # weights that several modules share, each with all its owners
 Loss = Callable[[Any, Any], tuple[Tensor, Any]]  # of output and batch: a sum, and over how many
 
 _DEGREES = ("cp", "ep", "vpp")
@@ -73,18 +74,33 @@ class OwnRunner(Runner):
         if strategy.tp > 1:
             carry(blocks)
         shared: list[tuple[nn.Module, str]] = [] if self.stage is None else self.stage.shared
-        self.module.to_empty(device=device)
-        _tie(ties)
-        fill_parameters(self.module, source)
+        self._fill(ties, source)
         self.ends = [Summed(module, name, self.meshes.ends) for module, name in shared]
         if self.ends:
             self.tied = TiedEnds(tuple(self.ends), self.meshes.ends)
         self.total = torch.zeros(2, dtype=torch.float64, device=device)  # the loss, and how many it is of
-        self.flow: OwnPipeline | None = None
-        if self.stage is not None:
-            sent = self.dtype if self.dtype == torch.float64 else DTYPES[workload.precision]
-            count = strategy.microbatches(workload.global_batch)
-            self.flow = OwnPipeline(self.stage, self.meshes, self.sharding, self._loss, count, device, sent)
+        self.flow = self._pipeline()
+
+    def _take_memory(self) -> None:
+        """Before weights are cut: here they take memory when each rank knows its part."""
+
+    def _fill(self, ties: Ties, source: Source) -> None:
+        """Values for what this rank has."""
+        self.module.to_empty(device=self.device)
+        _tie(ties)
+        fill_parameters(self.module, source)
+
+    def _pipeline(self) -> OwnPipeline | None:
+        if self.stage is None:
+            return None
+        strategy, work = self.plan.strategy, self.workload
+        count = strategy.microbatches(work.global_batch)
+        return OwnPipeline(self.stage, self.meshes, self.sharding, self._loss, count, self.device, self.sent_dtype)
+
+    @property
+    def sent_dtype(self) -> torch.dtype:
+        """Of what stages send one another."""
+        return self.dtype if self.dtype == torch.float64 else DTYPES[self.workload.precision]
 
     def _cut_apart(
         self, plan: Plan, example: Example | None, *, compiled: bool
@@ -105,10 +121,10 @@ class OwnRunner(Runner):
             layers = layers_of(module, max(span.last for _, _, span in spans) + 1)
             stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2])
         if splits is None and stage is None:
+            self._take_memory()
             return list(blocks.values()), stage
-        run = partial(
-            run_on_example, module, meta_inputs(example, strategy.microbatch, self.workload.seq_len, self.dtype)
-        )
+        inputs = meta_inputs(example, strategy.microbatch, self.workload.seq_len, self.dtype)
+        run = partial(run_on_example, module, inputs)
         with nullcontext() if splits is None else splits.hidden():
             if splits is not None:
                 splits.examine(run)
@@ -119,6 +135,7 @@ class OwnRunner(Runner):
             others = {id(layer) for layer in stage.layers.values()}
             others -= {id(layer) for layer in stage.own_layers().values()}
             blocks = {path: block for path, block in blocks.items() if id(block) not in others}
+        self._take_memory()
         if splits is not None:
             splits.apply(self.meshes.dense["tp"])
             self.summed = splits.summed
@@ -242,14 +259,10 @@ def _recompute(path: str, block: nn.Module, plan: Plan) -> None:
             key="recompute",
         )
     if choice == "full":
-        replace_forward(block, _checkpointed)
+        replace_forward(block, run_again)
 
 
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    return partial(checkpoint, forward, use_reentrant=False)
-
-
-def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+def _tied(model: nn.Module) -> Ties:
     """Weights that several modules share, each with all its owners."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
@@ -259,7 +272,7 @@ def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
     return [places for places in owners.values() if len(places) > 1]
 
 
-def _tie(ties: list[list[tuple[nn.Module, str]]]) -> None:
+def _tie(ties: Ties) -> None:
     """Weights that are shared, shared again."""
     for (owner, name), *others in ties:
         for other, other_name in others:
