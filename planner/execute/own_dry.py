@@ -16,7 +16,6 @@ from planner.execute.gradients import synchronise
 from planner.execute.own_batches import loss_in, meta_inputs, own_loss
 from planner.execute.own_module import OwnRunner, Ties
 from planner.execute.own_pipeline import OwnPipeline
-from planner.execute.own_splits import whole_output
 from planner.execute.phases import phase
 from planner.execute.weights import Source
 from planner.models.user_module import Example
@@ -53,7 +52,7 @@ class DryOwnRank(DrySteps):
         if stage is not None and not stage.is_first:
             received = torch.empty(stage.between.shape, dtype=self.runner.sent_dtype, requires_grad=True)
         with phase("forward"):
-            out = whole_output(self.module(**inputs)) if stage is None else stage(inputs, received)
+            out = self.runner.result_of(self.module(**inputs)) if stage is None else stage(inputs, received)
         arrived = next(tensors_in(inputs)) if received is None else received
         if stage is not None and not stage.is_last:
             return Waiting(arrived, out, torch.empty_like)

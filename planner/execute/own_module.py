@@ -20,7 +20,7 @@ from planner.execute.compiled import compile_block, require_compilable
 from planner.execute.gradients import TiedEnds, divide, synchronise
 from planner.execute.mesh import build_meshes
 from planner.execute.objective import Objective, require_tokens
-from planner.execute.own_batches import meta_inputs, microbatches_by_name, own_loss
+from planner.execute.own_batches import loss_in, meta_inputs, microbatches_by_name, own_loss
 from planner.execute.own_pipeline import OwnPipeline
 from planner.execute.own_splits import OwnSplits, carry, run_on_example, whole_output
 from planner.execute.own_stage import OwnStage, layers_of, outermost_lists
@@ -119,7 +119,7 @@ class OwnRunner(Runner):
         if strategy.pp > 1:
             spans = plan.virtual_stages()
             layers = layers_of(module, max(span.last for _, _, span in spans) + 1)
-            stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2])
+            stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2], self.result_of)
         if splits is None and stage is None:
             self._take_memory()
             return list(blocks.values()), stage
@@ -189,7 +189,7 @@ class OwnRunner(Runner):
             for number, part in enumerate(parts):
                 self.sharding.before_backward(last=number == len(parts) - 1)
                 with phase("forward"):
-                    out = whole_output(self.module(**part))
+                    out = self.result_of(self.module(**part))
                 loss = self._loss(out, part)
                 with phase("backward"):
                     torch.autograd.backward(loss)
@@ -203,6 +203,11 @@ class OwnRunner(Runner):
         require_tokens(total[1])
         divide(self.module, total[1])
         return total[0] / total[1]
+
+    def result_of(self, out: Any) -> Any:
+        """What a loss reads of what the module returns: its own is there already, and nothing else is gathered."""
+        loss = loss_in(out) if self.objective.function is None else None
+        return whole_output(out) if loss is None else loss
 
     def _loss(self, out: Any, part: dict[str, Any]) -> Tensor:
         """What backward of one microbatch starts from; it is counted."""

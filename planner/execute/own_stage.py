@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from planner.errors import PlannerError
 from planner.execute.cut import Along, Cut, along_of, part_of, put_back, tensors_in
-from planner.execute.own_splits import readers_of, whole_output
+from planner.execute.own_splits import readers_of
 from planner.execute.parameters import replace_forward, replaced
 from planner.spec.paths import Span
 
@@ -54,8 +54,11 @@ class _Seen:
 class OwnStage:
     """The layers of one pipeline rank in a module on the meta device."""
 
-    def __init__(self, module: nn.Module, layers: dict[str, nn.Module], own: Span) -> None:
-        self.module, self.layers, self.own = module, layers, own
+    def __init__(
+        self, module: nn.Module, layers: dict[str, nn.Module], own: Span, result_of: Callable[[Any], Any]
+    ) -> None:
+        """`result_of` is what a loss reads of what the module returns."""
+        self.module, self.layers, self.own, self.result_of = module, layers, own, result_of
         self.count = len(layers)
         self.between = Between()
         self.received: Tensor | None = None
@@ -108,7 +111,7 @@ class OwnStage:
         out = self.module(**inputs)
         self.received = None
         if self.is_last:
-            return whole_output(out)
+            return self.result_of(out)
         return part_of(out)
 
     def _dispatched(self, number: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

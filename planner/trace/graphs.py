@@ -54,6 +54,7 @@ def graph_of_file(
     with loaded(path, function) as (module, example, sources):
         module, example = in_dtype(module, example, working_dtype(dtype))
         graph = trace_module(module, example, name=f"{path.stem}:{function}", lengths=lengths or LENGTHS)
+        graph = dataclasses.replace(graph, own=True)
     return _kept(graph, digest, sources)
 
 
