@@ -32,7 +32,7 @@ from planner.execute.sharding import DTYPES, Group, shard_groups
 from planner.execute.weights import Source, copied_from, drawn_for, fill_parameters, without_values
 from planner.models.user_module import Example
 from planner.spec.legality import require_legal
-from planner.spec.paths import unmatched
+from planner.spec.paths import Span, unmatched
 from planner.spec.plan import Plan
 from planner.spec.workload import TrainWorkload
 
@@ -73,7 +73,10 @@ class OwnRunner(Runner):
         self.sharding = shard_groups(self.module, groups, self.meshes, workload.precision)
         if strategy.tp > 1:
             carry(blocks)
-        shared: list[tuple[nn.Module, str]] = [] if self.stage is None else self.stage.shared
+        shared: list[tuple[nn.Module, str]] = []
+        if self.stage is not None:
+            self.stage.stop_behind_layers()
+            shared = self.stage.shared
         self._fill(ties, source)
         self.ends = [Summed(module, name, self.meshes.ends) for module, name in shared]
         if self.ends:
@@ -119,7 +122,11 @@ class OwnRunner(Runner):
         if strategy.pp > 1:
             spans = plan.virtual_stages()
             layers = layers_of(module, max(span.last for _, _, span in spans) + 1)
-            stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2], self.result_of)
+            rank = self.meshes.pp_rank
+            before = max((span.last for _, _, span in spans[:rank]), default=-1)
+            own = spans[rank][2] or Span(before + 1, before)
+            ends = {"is_first": rank == 0, "is_last": rank == len(spans) - 1}
+            stage = OwnStage(module, layers, own, self.result_of, **ends)
         if splits is None and stage is None:
             self._take_memory()
             return list(blocks.values()), stage
