@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import planner
 from planner.spec.graph import Graph
-from planner.spec.plan import ModuleSplit, Plan
+from planner.spec.paths import NOTHING, Span
+from planner.spec.plan import ModuleSplit, Plan, Stage
 from planner.spec.splits import module_splits
 from tests.execute import own_models
 from tests.execute.own_runs import (
@@ -55,7 +57,7 @@ def test_tensor_parallel() -> None:
     cases = [emitted("gpt", tp=2), emitted("llama", tp=2, sp=False)]
     cases += [all_cut("gpt", recompute="full"), all_cut("gpt", sp=True, microbatch=4)]
     cases += [all_cut("llama", microbatch=4), all_cut("llama", sp=True, recompute="full")]
-    cases += [all_cut("literal"), all_cut("perceptrons"), all_cut("perceptrons", sp=True)]
+    cases += [all_cut("pair"), all_cut("literal"), all_cut("perceptrons"), all_cut("perceptrons", sp=True)]
     check(2, cases)
 
 
@@ -71,6 +73,9 @@ def test_pipeline() -> None:
     """A table at both ends, angles beside the hidden state, microbatches of several sequences."""
     cases = [emitted("gpt", pp=2, vpp=1), emitted("llama", pp=2, schedule="gpipe", microbatch=2)]
     cases += [all_cut("llama", tp=1, pp=2, schedule="1f1b", recompute="full", microbatch=2)]
+    _, plan = all_cut("pair", tp=1, pp=2, microbatch=2)
+    for spans in ((Span(0, 3), NOTHING), (NOTHING, Span(0, 3))):
+        cases.append(("pair", replace(plan, stages=tuple(Stage(layers=(span,)) for span in spans)).sealed()))
     check(2, cases)
 
 
