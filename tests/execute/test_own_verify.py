@@ -60,7 +60,7 @@ def test_a_dry_run_issues_what_the_plan_lists(case: str) -> None:
 
 def test_a_small_copy_computes_what_one_process_does() -> None:
     """Degrees and work become less, the module does not; what is wrong with its loss is named."""
-    _, plan = all_cut("pair", 16, tp=4, pp=2, dp=2, sp=True, zero=1, microbatch=4)
+    _, plan = emitted("pair", 16, tp=4, pp=2, dp=2, sp=True, zero=1, microbatch=2, vpp=1, schedule="1f1b")
     small = small_of("pair", plan, 4)
     assert (small.plan.strategy.label, small.returns_loss) == ("tp2 pp2 zero1 sp", True)
     assert small.batch["labels"].unique().numel() > 1, "an example of zeros is drawn anew"
@@ -69,11 +69,12 @@ def test_a_small_copy_computes_what_one_process_does() -> None:
     values = worst_of(answers, own_models.pair()[0])
     assert [value.what for value in values[:2]] == ["loss", "gradient of wte.weight"]
     assert max(value.error for value in values) < 1e-10
-    assert len(values) == 1 + 2 * len(list(own_models.pair()[0].named_parameters(remove_duplicate=False)))
+    read = [path for path, _ in own_models.pair()[0].named_parameters() if path != "wpe.weight"]
+    assert len(values) == 1 + 2 * len(read)
     _, plan = all_cut("summing", 2, tp=1, dp=2)
     answers = run_world(2, errors_of_own_step, small_of("summing", plan, 2), own_module("summing"))
     first = worst_of(answers, own_models.summing()[0])[0]
-    assert (first.what, round(first.error, 9)) == ("loss", 0.5)
+    assert (first.what, round(first.error, 9)) == ("loss", 0.75)
 
 
 @pytest.mark.slow
