@@ -110,7 +110,8 @@ class OwnRunner(Runner):
     ) -> tuple[list[nn.Module], OwnStage | None]:
         """Let the module run as the plan says, its weights cut or gone; the blocks left, and the stage."""
         module, strategy = self.module, plan.strategy
-        blocks = dict(_blocks(module))
+        count = max(span.last for _, _, span in plan.virtual_stages()) + 1
+        blocks = dict(_blocks(module, count))
         splits: OwnSplits | None = None
         stage: OwnStage | None = None
         if strategy.tp > 1:
@@ -121,7 +122,7 @@ class OwnRunner(Runner):
             _recompute(path, block, plan)
         if strategy.pp > 1:
             spans = plan.virtual_stages()
-            layers = layers_of(module, max(span.last for _, _, span in spans) + 1)
+            layers = layers_of(module, count)
             rank = self.meshes.pp_rank
             before = max((span.last for _, _, span in spans[:rank]), default=-1)
             own = spans[rank][2] or Span(before + 1, before)
@@ -255,9 +256,11 @@ def _require_same_paths(plan: Plan, model: nn.Module) -> None:
         )
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Members of the outermost lists of modules."""
-    for path, found in outermost_lists(model):
+def _blocks(model: nn.Module, layers: int) -> Iterator[tuple[str, nn.Module]]:
+    """Members of the list of as many as the plan has layers, or of all outermost lists; none where it has none."""
+    lists = list(outermost_lists(model)) if layers else []
+    of_layers = [(path, found) for path, found in lists if len(found) == layers]
+    for path, found in of_layers if len(of_layers) == 1 else lists:
         yield from ((f"{path}.{number}", block) for number, block in found.named_children())
 
 

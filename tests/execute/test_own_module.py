@@ -57,7 +57,12 @@ def test_tensor_parallel() -> None:
     cases = [emitted("gpt", tp=2), emitted("llama", tp=2, sp=False)]
     cases += [all_cut("gpt", recompute="full"), all_cut("gpt", sp=True, microbatch=4)]
     cases += [all_cut("llama", microbatch=4), all_cut("llama", sp=True, recompute="full")]
-    cases += [emitted("pair", tp=2, sp=True), all_cut("literal"), all_cut("perceptrons"), all_cut("perceptrons", sp=True)]
+    cases += [
+        emitted("pair", tp=2, sp=True),
+        all_cut("literal"),
+        all_cut("perceptrons"),
+        all_cut("perceptrons", sp=True),
+    ]
     check(2, cases)
 
 
