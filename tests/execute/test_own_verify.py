@@ -54,9 +54,14 @@ def test_a_dry_run_issues_what_the_plan_lists(case: str) -> None:
     found = verify(plan)
     assert found.agrees, found.differences
     assert {item.found_count > 0 for stage in found.stages for item in stage.collectives} == {True}
+
+
+def test_what_a_plan_lists_wrongly_is_named() -> None:
+    _, plan = emitted("gpt", 2, tp=2)
     first, *others = plan.collectives
     wrong = replace(plan, collectives=(replace(first, bytes=first.bytes + 4), *others))
-    assert verify(wrong).differences[0].startswith(f"stage 0: {first.axis} {first.kind} in {first.phase}")
+    (told,) = verify(wrong).differences
+    assert told.startswith(f"stage 0: {first.axis} {first.kind} in {first.phase}")
 
 
 def test_a_small_copy_computes_what_one_process_does() -> None:
