@@ -254,7 +254,8 @@ class Pair(Gpt):
     """Returns scores beside its loss; labels that do not count are others than usual, and layers drop."""
 
     def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.dropout(self.wte(tokens), 0.1, self.training)
+        places = self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        x = F.dropout(self.wte(tokens) + places, 0.1, self.training)
         for block in self.h:
             x = block(x)
         logits = self.lm_head(self.ln_f(x))
