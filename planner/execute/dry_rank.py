@@ -75,7 +75,7 @@ class DrySteps:
     summed: Sequence[Summed]
     tied: TiedEnds | None
 
-    def _is_ready(self) -> None:
+    def _make_ready(self) -> None:
         """Make the optimizer, and fill what is filled once: moments, FSDP's buffers."""
         with self.fake_mode:
             self.optimizer = LocalOptimizer("adamw", self.module.named_parameters(), self.module, _RUN)
@@ -207,7 +207,7 @@ class DryRank(DrySteps):
         self.summed = [entry for part in self.parts.values() for entry in part.summed]
         self.tied = tied_ends(self.parts, meshes)
         self.shardings = {number: part.sharding for number, part in self.parts.items()}
-        self._is_ready()
+        self._make_ready()
 
     def _begin(self) -> None:
         arriving = [self._arriving(number) for number in self.numbers]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from planner.errors import PlannerError
 from planner.execute.cut import tensors_in
-from planner.execute.loss import IGNORED
 from planner.execute.mesh import Meshes
 from planner.models.user_module import Example
 from planner.spec.workload import TrainWorkload
@@ -87,7 +86,7 @@ def own_loss(out: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Any]:
         )
     labels = batch.get("labels", batch.get("targets"))
     if isinstance(labels, Tensor) and not labels.is_floating_point():
-        count: Any = (labels != IGNORED).sum()
+        count: Any = (labels >= 0).sum()  # whichever of the others stands for those that do not count
     else:
         count = next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))
     return loss.reshape(()) * count, count

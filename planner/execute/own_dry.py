@@ -4,18 +4,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from planner.execute.cut import tensors_in
+from planner.errors import PlannerError
+from planner.execute.cut import RefusedError, refusal, tensors_in
 from planner.execute.dry_rank import DrySteps, Waiting
 from planner.execute.gradients import synchronise
 from planner.execute.own_batches import loss_in, meta_inputs, own_loss
 from planner.execute.own_module import OwnRunner, Ties
 from planner.execute.own_pipeline import OwnPipeline
+from planner.execute.own_splits import place_of
 from planner.execute.phases import phase
 from planner.execute.weights import Source
 from planner.models.user_module import Example
@@ -43,7 +47,7 @@ class DryOwnRank(DrySteps):
         self.meshes, self.module = self.runner.meshes, self.runner.module
         self.shardings = {rank: self.runner.sharding}
         self.summed, self.tied = self.runner.summed, self.runner.tied
-        self._is_ready()
+        self._make_ready()
 
     def _forward(self, number: int) -> Waiting:
         stage = self.runner.stage
@@ -51,7 +55,7 @@ class DryOwnRank(DrySteps):
         received = None
         if stage is not None and not stage.is_first:
             received = torch.empty(stage.between.shape, dtype=self.runner.sent_dtype, requires_grad=True)
-        with phase("forward"):
+        with phase("forward"), _told_where():
             out = self.runner.result_of(self.module(**inputs)) if stage is None else stage(inputs, received)
         arrived = next(tensors_in(inputs)) if received is None else received
         if stage is not None and not stage.is_last:
@@ -88,6 +92,26 @@ class _Unfilled(OwnRunner):
 
     def _pipeline(self) -> OwnPipeline | None:
         return None
+
+
+@contextmanager
+def _told_where() -> Iterator[None]:
+    """What a user's code does that needs values is no fault of ours."""
+    try:
+        yield
+    except RefusedError as error:
+        raise refusal(error, place_of(error)) from None
+    except PlannerError:
+        raise
+    except Exception as error:
+        told, *_ = str(error).splitlines() or [""]
+        raise PlannerError(
+            "the module runs without values, which a dry run has none of",
+            value=f"{type(error).__name__}: {told} ({place_of(error)})",
+            remedy="keep decisions that depend on values out of forward; explain, estimate and run in a script of "
+            "your own take this plan as it is",
+            key="model",
+        ) from error
 
 
 def _loss(out: Any, inputs: dict[str, Any]) -> Tensor:

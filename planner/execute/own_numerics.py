@@ -83,8 +83,8 @@ def _same_on_all_ranks(model: nn.Module) -> None:
         for path, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator_for(path), dtype=torch.float64)
             value.mul_(1 + 0.1 * noise).add_(0.02 * noise * (value == 0))
-        for value in (*model.parameters(), *model.buffers()):
-            dist.broadcast(value.detach(), 0)
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), 0)
 
 
 @contextmanager

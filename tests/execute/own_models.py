@@ -263,6 +263,13 @@ class Pair(Gpt):
         return logits, F.cross_entropy(logits.flatten(0, 1), given.view(-1), ignore_index=-1)
 
 
+class Deciding(Gpt):
+    """What it does depends on values."""
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        return super().forward(tokens if bool((tokens > 0).any()) else labels, labels)
+
+
 class Summing(Gpt):
     """Its loss is a sum, which several ranks and microbatches take for a mean."""
 
@@ -322,3 +329,7 @@ def pair() -> Made:
 
 def summing() -> Made:
     return Summing(FusedAttention), tokens_and_labels
+
+
+def deciding() -> Made:
+    return Deciding(FusedAttention), tokens_and_labels

@@ -41,6 +41,11 @@ def all_cut(kind: str, gpus: int = 2, **keys: Any) -> tuple[str, Plan]:
     return kind, own_plan({"tp": 2, "schedule": "gpipe"} | keys, gpus=gpus, modules=lines, layers=layers)
 
 
+def staged(kind: str, plan: Plan, *spans: Span) -> tuple[str, Plan]:
+    """The plan with other layers in its stages."""
+    return kind, replace(plan, stages=tuple(Stage(layers=(span,)) for span in spans)).sealed()
+
+
 @functools.cache
 def graph_of(kind: str) -> Graph:
     return planner.trace(f"{own_models.__file__}:{kind}")
@@ -79,8 +84,7 @@ def test_pipeline() -> None:
     cases = [emitted("gpt", pp=2, vpp=1), emitted("llama", pp=2, schedule="gpipe", microbatch=2)]
     cases += [all_cut("llama", tp=1, pp=2, schedule="1f1b", recompute="full", microbatch=2)]
     _, plan = all_cut("pair", tp=1, pp=2, microbatch=2)
-    for spans in ((Span(0, 3), NOTHING), (NOTHING, Span(0, 3))):
-        cases.append(("pair", replace(plan, stages=tuple(Stage(layers=(span,)) for span in spans)).sealed()))
+    cases += [staged("pair", plan, Span(0, 3), NOTHING), staged("pair", plan, NOTHING, Span(0, 3))]
     check(2, cases)
 
 
@@ -88,6 +92,7 @@ def test_four_ranks() -> None:
     """Cut layers in stages, cut layers with sharded state, stages with sharded state."""
     cases = [all_cut("gpt", 4, pp=2, microbatch=2), all_cut("llama", 4, pp=2, sp=True, schedule="1f1b")]
     cases += [all_cut("gpt", 4, zero=3), all_cut("llama", 4, sp=True, zero=3, recompute="full")]
+    cases += [staged(*all_cut("pair", 4, tp=1, pp=2, dp=2, zero=1, microbatch=2), Span(0, 3), NOTHING)]
     cases += [all_cut("literal", 4, sp=True, zero=1), emitted("gpt", 4, tp=1, pp=2, zero=3, vpp=1, microbatch=1)]
     check(4, cases)
 

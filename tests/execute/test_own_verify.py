@@ -16,9 +16,11 @@ from planner.execute.numerics import worst_of
 from planner.execute.own_inputs import bounds_of, drawn
 from planner.execute.own_numerics import errors_of_own_step, verify_own_numerics
 from planner.execute.own_shrink import SmallOwn, shrunk_own
+from planner.execute.own_verify import verify_own_layout
 from planner.spec.plan import Plan
 from planner.spec.sources import UserModule
 from tests.execute import own_models
+from tests.execute.own_runs import own_plan
 from tests.execute.test_own_module import all_cut, emitted
 from tests.execute.world import run_world
 
@@ -62,6 +64,13 @@ def test_what_a_plan_lists_wrongly_is_named() -> None:
     wrong = replace(plan, collectives=(replace(first, bytes=first.bytes + 4), *others))
     (told,) = verify(wrong).differences
     assert told.startswith(f"stage 0: {first.axis} {first.kind} in {first.phase}")
+
+
+def test_a_module_that_decides_by_values_is_refused_with_its_line() -> None:
+    layers = [("h.0", "h.0"), ("h.1", "h.0")]
+    with pytest.raises(PlannerError, match="without values") as refused:
+        verify_own_layout(own_plan({"dp": 2}), own_module("deciding"), layers)
+    assert "own_models.py:" in str(refused.value.value)
 
 
 def test_a_small_copy_computes_what_one_process_does() -> None:
