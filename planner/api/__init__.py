@@ -25,7 +25,6 @@ from planner.api.planning import open_plan as open_plan
 from planner.api.planning import plan as plan
 from planner.api.planning import plan_timeline as plan_timeline
 from planner.api.planning import planned as planned
-from planner.api.running import example_of
 from planner.api.running import measured_path as measured_path
 from planner.api.running import run as run
 from planner.api.sweeping import sweep as sweep
@@ -119,6 +118,7 @@ def parallelize(
     that of the file which the plan names is taken. With `compile` each block runs through torch.compile.
     """
     from planner.execute import runner
+    from planner.execute.own_file import example_of
 
     chosen = plan if isinstance(plan, Plan) else load_plan(plan)
     given = example or example_of(chosen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from planner.api.planning import PlanLike, open_plan
 from planner.spec.measured import Measured
 from planner.spec.plan import Plan, read_plan
-from planner.spec.sources import named_function
 from planner.spec.training_run import MEASURED, RankArguments, TrainingRun
 
 
@@ -50,17 +48,3 @@ def run(
 def measured_path(plan: PlanLike) -> Path:
     """Where a run of a plan keeps what it measured unless told otherwise: beside its file."""
     return (Path.cwd() if isinstance(plan, Plan) else Path(plan).parent) / MEASURED
-
-
-def example_of(plan: Plan) -> Callable[[int, int], Mapping[str, Any]] | None:
-    """How the file that a plan names calls its module; None where it names none that is here."""
-    named = named_function(plan.model)
-    if named is None or not Path(named[0]).is_file():
-        return None
-    from planner.trace.user_module import loaded
-
-    def example(batch: int, seq_len: int) -> Mapping[str, Any]:
-        with loaded(Path(named[0]), named[1]) as (_, given, _):
-            return given(batch, seq_len)
-
-    return example

@@ -22,7 +22,9 @@ def verify(plan: str, numerics: bool, nproc: int, transformers: bool, no_cache: 
     between stages and the norm for clipping among them, and its peak memory with the plan's interval. With
     --numerics a small copy of the model, laid out alike, runs in fp64: its loss, gradients and a step of AdamW are
     to equal those of one process. With --transformers both are of the library's own module, not of the bundled
-    model, which `run` trains. A plan that was edited is checked as it stands. Exit 1 where something differs.
+    model, which `run` trains. Of FILE.py:FUNCTION both are as planner.parallelize spreads it, and its small copy
+    is the module as it is, with fewer ranks, sequences and tokens. A plan that was edited is checked as it stands.
+    Exit 1 where something differs.
     """
     from planner import api
     from planner.report.verification import show_verification

@@ -69,6 +69,8 @@ class BlockExchanges:
                 statistics = self.sizes.dim(operator.inputs[0].shape[0]) * _STATISTIC_BYTES
                 for together in _STATISTICS[self.stack]:
                     yield self._along_tp("loss", "all_reduce", statistics * together, np.ones_like(sp))
+        for result in self.kernels.whole_results:
+            yield self._along_tp("forward", "all_gather", self.sizes.bytes(result), sp)
         yield from self._around_own_tokens(sp)
 
     def context(self, attention: Operator) -> Iterator[Exchange]:

@@ -150,7 +150,7 @@ def _groups(shared: SharedStages, rank: int, counts: dict[str, int]) -> list[_Gr
             if (name, held.path) not in tied:
                 ranks = (routed if held.expert else dense) if zero else 1
                 whole[held.expert] += float(held.spread(np.array([ranks]))[0]) * count
-        if tied and not kernels.layer:
+        if (tied or shared.cost.graph.own) and not kernels.layer:
             ends += whole[False]
         elif whole[False]:
             groups.append(

@@ -39,6 +39,7 @@ class Kernels:
     kv_heads: Mapping[str, int]  # heads of keys and values in a storage, or made by a product
     layer: bool  # one of the model's layers, not what stands before, between or after them
     low_precision: frozenset[str]  # products with weights that run in a workload's low precision
+    whole_results: tuple[Tensor, ...] = ()  # that code of a user's reads whole, and ranks have parts of
 
     def recomputed(self, layouts: Layouts) -> Words:
         """What backward runs again of it, by layout."""
@@ -93,11 +94,14 @@ def base_precision(precision: Precision) -> KvPrecision:
 def kernels_of(graph: Graph, workload: TrainWorkload, ways: Iterable[Way]) -> dict[str, Kernels]:
     """Every way as kernels, by its name."""
     layers = {placement.block for placement in graph.sequence if placement.path}
+    last = graph.sequence[-1].block
     alike: dict[Way, Kernels] = {}  # ways that differ in what is run again share their kernels
     for way in ways:
         plain = replace(way, recompute=None)
         if plain not in alike:
-            alike[plain] = _kernels(graph.blocks[way.block], workload, plain, layer=way.block in layers)
+            made = _kernels(graph.blocks[way.block], workload, plain, layer=way.block in layers)
+            read = _read_whole(made.block, made.splits, last=way.block == last) if graph.own else ()
+            alike[plain] = replace(made, whole_results=read)
     return {way.name: replace(alike[replace(way, recompute=None)], way=way) for way in ways}
 
 
@@ -132,6 +136,18 @@ def _kernels(block: Block, workload: TrainWorkload, way: Way, *, layer: bool) ->
         layer=layer,
         low_precision=_low_precision(block) if layer and workload.precision in LOW_PRECISIONS else frozenset(),
     )
+
+
+def _read_whole(block: Block, splits: Mapping[str, OperatorSplit], *, last: bool) -> tuple[Tensor, ...]:
+    """What a user's module hands to a loss that is not cut or, without any, to whoever called it."""
+    losses = [operator for operator in block.operators if operator.kind == "loss"]
+    read = [operator.inputs[0] for operator in losses if not splits[operator.name].is_cut]
+    if last and not losses:
+        made = {
+            item.name: item for operator in block.operators if operator.needs_grad for item in operator.outputs
+        }
+        read = [made[name] for name in block.outputs if name in made]
+    return tuple(tensor for tensor in read if any(dim.per_s or dim.per_bs for dim in tensor.shape))
 
 
 def _low_precision(block: Block) -> frozenset[str]:

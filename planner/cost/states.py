@@ -44,6 +44,7 @@ class RankStates:
 
     def __init__(self, pricer: BlockPricer, layouts: Layouts, stages: StageCounts, weights: RankWeights) -> None:
         self.layouts, self.stages, self.weights = layouts, stages, weights
+        self.own = pricer.graph.own
         self.megatron = pricer.workload.stack == "megatron"
         self.width = pricer.width
         self.moments = _MOMENT_BYTES[pricer.workload.optimizer]
@@ -132,7 +133,7 @@ class RankStates:
         stays = np.where(layouts.pp > 1, self.whole, stays) * self._gathered_bytes
         alone = (layouts.microbatches == 1) & (layouts.zero > 0) & (layouts.pp == 1)
         spared = np.where(self._of_two, np.minimum(head, states["gradients"]), np.where(alone, head, 0.0))
-        dropped = self._layer() * self._gathered_bytes
+        dropped = self._layer() * self._gathered_bytes + np.where(self.own, head, 0.0)  # which stay to the end
         return states | {"gathered": np.where(self._drops, dropped, stays - spared)}
 
     @property
@@ -238,9 +239,10 @@ class RankStates:
         return np.asarray(held * (weights.dense + weights.experts))
 
     def _ends(self) -> Floats:
-        """What stands after the last layer; tied to the embedding, they are one group."""
+        """What stands after the last layer; tied to the embedding, or in a user's module, they are one group."""
         last = self._of_block(len(self.stages.blocks) - 1)
-        tied = np.zeros_like(last)
+        together = self.own and len(self.stages.blocks) > 1
+        tied = self._of_block(0) if together else np.zeros_like(last)
         for shared in self.weights.tied.values():
             tied = np.where(shared > 0, self._of_block(0) - shared, tied)
         return last + tied

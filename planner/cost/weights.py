@@ -16,6 +16,9 @@ from planner.cost.ways import Way
 from planner.spec.graph import Block, Graph, Operator, Parameter, joined
 from planner.spec.splits import OperatorSplit, own_operators
 
+# operators whose weights are cut; others scale or shift what is cut, and read their part of a whole weight
+_CUTTING = ("matmul", "embedding", "attention", "grouped_matmul")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
@@ -150,7 +153,7 @@ def held_parameters(
 
 def _cut_dim(parameter: Parameter, operator: Operator | None, split: OperatorSplit) -> int | None:
     """The dim that tensor parallelism cuts; the bias of a row cut is added once, whole."""
-    if operator is None or not split.is_cut or split.split == "expert" or operator.kind == "norm":
+    if operator is None or not split.is_cut or split.split == "expert" or operator.kind not in _CUTTING:
         return None
     if split.split == "row":
         return 1 if len(parameter.shape) > 1 else None

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily  # there is no public name
 
 from planner.errors import PlannerError
 from planner.execute.mesh import Peers
@@ -87,9 +88,11 @@ class Cut(Tensor):
 
     @staticmethod
     def of(local: Tensor, along: Along) -> Cut:
-        """A part with the place where it belongs."""
-        with torch.no_grad():
-            cut = local.detach().as_subclass(Cut)
+        """A part with the place where it belongs. In a dry run its values are those of another subclass."""
+        with unset_fake_temporarily(), torch.no_grad():
+            fake = isinstance(local, FakeTensor)
+            shell = torch.empty(local.shape, dtype=local.dtype, device="meta") if fake else local.detach()
+            cut = shell.as_subclass(Cut)
         cut.local, cut.along = local, along
         return cut
 

@@ -264,8 +264,9 @@ def _cross_entropy(call: Call) -> Any:
     given |= call.kwargs
     target = call.value(1, "target")
     given.pop("target", None)
-    usual = {"ignore_index": IGNORED, "reduction": "mean", "label_smoothing": 0.0}
-    plain = all(value == usual.get(name) for name, value in given.items() if name != "reduction")
+    usual = {"label_smoothing": 0.0}
+    chosen = ("reduction", "ignore_index")
+    plain = all(value == usual.get(name) for name, value in given.items() if name not in chosen)
     reduction = given.get("reduction", "mean")
     along = scores.along
     if scores.local.dim() != 2 or along.dim != 1:
@@ -274,6 +275,8 @@ def _cross_entropy(call: Call) -> Any:
         return F.cross_entropy(gathered(scores, along.peers), target, **given)
     if scores.local.is_meta:
         return F.cross_entropy(gathered(scores, along.peers), target, reduction=reduction)
+    if given.get("ignore_index", IGNORED) != IGNORED:
+        target = target.masked_fill(target == given["ignore_index"], IGNORED)
     with phase("loss"):
         total = token_loss_sum(scores.local, target, along.size, along.peers)
     return total if reduction == "sum" else total / (target != IGNORED).sum()

@@ -18,15 +18,17 @@ from torch.distributed.pipelining._backward import stage_backward_input, stage_b
 from planner.execute.adapters import stage_of
 from planner.execute.apply import Applied, apply_strategy
 from planner.execute.collectives import CollectiveCounter, CountedCollective
-from planner.execute.gradients import clip_gradients, synchronise
+from planner.execute.gradients import TiedEnds, clip_gradients, synchronise
 from planner.execute.memory import Peak, StorageTracker, watch_gradients
 from planner.execute.mesh import Meshes
 from planner.execute.objective import Objective
 from planner.execute.optimizer import LocalOptimizer
+from planner.execute.parameters import Summed
 from planner.execute.phases import phase
 from planner.execute.pieces import Piece
 from planner.execute.pipeline import shape_between
 from planner.execute.runner import tied_ends
+from planner.execute.sharding import DataParallel
 from planner.execute.stage import DecoderStage, Stage
 from planner.execute.step import Microbatch, run_forward
 from planner.spec.model import ModelSpec
@@ -51,7 +53,7 @@ class DryStep:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class Waiting:
     """A microbatch between its passes through a virtual stage."""
 
     x: Tensor
@@ -60,7 +62,110 @@ class _Waiting:
     later: tuple[Any, ...] = ()  # what the weight part needs of the input part
 
 
-class DryRank:
+class DrySteps:
+    """Steps of a rank of a fake world, in any order: what they issue and take."""
+
+    meshes: Meshes
+    workload: TrainWorkload
+    fake_mode: FakeTensorMode
+    numbers: Sequence[int]  # of its virtual stages
+    receivers: dict[int, dict[Kind, int]]  # by virtual stage: the pipeline rank to which it sends after an action
+    shardings: dict[int, DataParallel]
+    module: nn.Module
+    summed: Sequence[Summed]
+    tied: TiedEnds | None
+
+    def _make_ready(self) -> None:
+        """Make the optimizer, and fill what is filled once: moments, FSDP's buffers."""
+        with self.fake_mode:
+            self.optimizer = LocalOptimizer("adamw", self.module.named_parameters(), self.module, _RUN)
+            self._step([Action("F", n, 0) for n in self.numbers] + [Action("B", n, 0) for n in self.numbers[::-1]])
+
+    def step(self, actions: Sequence[Action], *, clip: bool = False) -> DryStep:
+        """What a step in this order issues and takes; with `clip` the norm of all gradients too."""
+        tracker, counter = StorageTracker(self.fake_mode), CollectiveCounter(self.meshes.axes)
+        with self.fake_mode:
+            handles = watch_gradients(self.module, tracker)
+            tracker.own(self.module.parameters(), "parameters")
+            tracker.own(self.module.buffers(), "parameters")
+            tracker.own(self.optimizer.state(), "optimizer")
+
+            def between(following: Action | None) -> None:
+                tracker.end_piece()
+                counter.microbatch = following.microbatch if following else None
+
+            with counter, tracker.running():
+                self._step(actions, clip=clip, between=between)
+        for handle in handles:
+            handle.remove()
+        return DryStep(
+            collectives=counter.counted(),
+            of_second=counter.counted(1),
+            peak=tracker.peak(),
+            pieces=tuple(tracker.pieces()),
+        )
+
+    def _step(
+        self,
+        actions: Sequence[Action],
+        *,
+        clip: bool = False,
+        between: Callable[[Action | None], None] = lambda following: None,
+    ) -> None:
+        waiting: dict[tuple[int, int], Waiting] = {}
+        self._begin()
+        left = Counter(action.stage for action in actions if action.kind in "BW")
+        for action in actions:
+            between(action)
+            sharding, key = self.shardings[action.stage], (action.stage, action.microbatch)
+            if action.kind == "F":
+                waiting[key] = self._forward(action.stage)
+                self._send(action, waiting[key].root)
+                continue
+            if action.kind in "BW":
+                left[action.stage] -= 1
+            sharding.before_backward(last=not left[action.stage])
+            with phase("backward"):
+                self._backward(action, waiting[key])
+            self._send(action, waiting[key].x.grad)
+            if action.kind != "I":
+                del waiting[key]
+        between(None)
+        for sharding in self.shardings.values():
+            sharding.finish()
+        self._synchronise()
+        if clip:
+            clip_gradients(self.module, self.meshes, self.summed, 1.0, tied=self.tied)
+        with phase("optimizer"):
+            self.optimizer.step(_RUN.lr)
+            self.module.zero_grad()
+
+    def _send(self, action: Action, made: Tensor | None) -> None:
+        """What an action made goes to the neighbour's rank, as it is: here it reaches nobody."""
+        receiver = self.receivers[action.stage].get(action.kind)
+        if receiver is not None:
+            assert made is not None, f"stage {action.stage} has nothing to send after {action.kind}"
+            dist.isend(made.detach(), group=self.meshes.pp.group, group_dst=receiver)
+
+    def _begin(self) -> None:
+        """Before the first forward."""
+
+    def _forward(self, number: int) -> Waiting:
+        """A microbatch through a virtual stage."""
+        raise NotImplementedError
+
+    def _backward(self, action: Action, held: Waiting) -> None:
+        """And back, or a part of that."""
+        torch.autograd.backward(held.root, held.gradient(held.root))
+
+    def _synchronise(self) -> None:
+        """Gradients that ranks hold parts of, made whole."""
+        synchronise(self.summed)
+        if self.tied is not None:
+            self.tied.synchronise()
+
+
+class DryRank(DrySteps):
     """What a rank would hold and issue. Made, and used, as this rank of a fake world whose meshes these are.
 
     `layers` are those of each virtual stage of pipeline rank `rank`, in the order of the model. With `model`, a
@@ -101,86 +206,21 @@ class DryRank:
         self.module = nn.ModuleList(part.stage for part in self.parts.values())
         self.summed = [entry for part in self.parts.values() for entry in part.summed]
         self.tied = tied_ends(self.parts, meshes)
-        with self.fake_mode:
-            self.optimizer = LocalOptimizer("adamw", self.module.named_parameters(), self.module, _RUN)
-            # fills what is filled once: moments, FSDP's buffers
-            self._step([Action("F", n, 0) for n in self.numbers] + [Action("B", n, 0) for n in self.numbers[::-1]])
+        self.shardings = {number: part.sharding for number, part in self.parts.items()}
+        self._make_ready()
 
-    def step(self, actions: Sequence[Action], *, clip: bool = False) -> DryStep:
-        """What a step in this order issues and takes; with `clip` the norm of all gradients too."""
-        tracker, counter = StorageTracker(self.fake_mode), CollectiveCounter(self.meshes.axes)
-        with self.fake_mode:
-            handles = watch_gradients(self.module, tracker)
-            tracker.own(self.module.parameters(), "parameters")
-            tracker.own(self.module.buffers(), "parameters")
-            tracker.own(self.optimizer.state(), "optimizer")
-
-            def between(following: Action | None) -> None:
-                tracker.end_piece()
-                counter.microbatch = following.microbatch if following else None
-
-            with counter, tracker.running():
-                self._step(actions, clip=clip, between=between)
-        for handle in handles:
-            handle.remove()
-        return DryStep(
-            collectives=counter.counted(),
-            of_second=counter.counted(1),
-            peak=tracker.peak(),
-            pieces=tuple(tracker.pieces()),
-        )
-
-    def _step(
-        self,
-        actions: Sequence[Action],
-        *,
-        clip: bool = False,
-        between: Callable[[Action | None], None] = lambda following: None,
-    ) -> None:
-        waiting: dict[tuple[int, int], _Waiting] = {}
+    def _begin(self) -> None:
         arriving = [self._arriving(number) for number in self.numbers]
         self.objective.begin(list(self.parts.values()), arriving)
-        del arriving
-        left = Counter(action.stage for action in actions if action.kind in "BW")
-        for action in actions:
-            between(action)
-            part, key = self.parts[action.stage], (action.stage, action.microbatch)
-            if action.kind == "F":
-                waiting[key] = self._forward(action.stage)
-                self._send(action, waiting[key].root)
-                continue
-            if action.kind in "BW":
-                left[action.stage] -= 1
-            part.sharding.before_backward(last=not left[action.stage])
-            with phase("backward"):
-                _BACKWARD[action.kind](part, waiting[key])
-            self._send(action, waiting[key].x.grad)
-            if action.kind != "I":
-                del waiting[key]
-        between(None)
-        for part in self.parts.values():
-            part.sharding.finish()
-        synchronise(self.summed)
-        if self.tied is not None:
-            self.tied.synchronise()
-        if clip:
-            clip_gradients(self.module, self.meshes, self.summed, 1.0, tied=self.tied)
-        with phase("optimizer"):
-            self.optimizer.step(_RUN.lr)
-            self.module.zero_grad()
 
-    def _forward(self, number: int) -> _Waiting:
+    def _forward(self, number: int) -> Waiting:
         part = self.parts[number]
         batch = self._arriving(number)
         root, gradient = run_forward(part, batch, self.objective)
-        return _Waiting(batch.x, root, gradient)
+        return Waiting(batch.x, root, gradient)
 
-    def _send(self, action: Action, made: Tensor | None) -> None:
-        """What an action made goes to the neighbour's rank, as it is: here it reaches nobody."""
-        receiver = self.receivers[action.stage].get(action.kind)
-        if receiver is not None:
-            assert made is not None, f"stage {action.stage} has nothing to send after {action.kind}"
-            dist.isend(made.detach(), group=self.meshes.pp.group, group_dst=receiver)
+    def _backward(self, action: Action, held: Waiting) -> None:
+        _BACKWARD[action.kind](self.parts[action.stage], held)
 
     def _arriving(self, number: int) -> Microbatch:
         """Tokens, or what an earlier stage sent: a part of the sequence with sp."""
@@ -207,12 +247,12 @@ def _give_memory(stage: Stage) -> None:
                 module._parameters[name] = made.setdefault(id(weight), nn.Parameter(empty))
 
 
-def _whole(part: Applied, held: _Waiting) -> None:
+def _whole(part: Applied, held: Waiting) -> None:
     """Both parts of a backward at once."""
     torch.autograd.backward(held.root, held.gradient(held.root))
 
 
-def _input_part(part: Applied, held: _Waiting) -> None:
+def _input_part(part: Applied, held: Waiting) -> None:
     """The gradient that the stage before waits for.
 
     The first stage has none to send: all of it comes later. Where torch cannot split it, all of it comes now.
@@ -226,7 +266,7 @@ def _input_part(part: Applied, held: _Waiting) -> None:
     held.later = (groups, gradients)
 
 
-def _weight_part(part: Applied, held: _Waiting) -> None:
+def _weight_part(part: Applied, held: Waiting) -> None:
     if held.later:
         stage_backward_weight(iter(part.stage.parameters()), held.later[0])
         part.sharding.after_weights()
@@ -234,7 +274,7 @@ def _weight_part(part: Applied, held: _Waiting) -> None:
         _whole(part, held)
 
 
-_BACKWARD: dict[Kind, Callable[[Applied, _Waiting], None]] = {"B": _whole, "I": _input_part, "W": _weight_part}
+_BACKWARD: dict[Kind, Callable[[Applied, Waiting], None]] = {"B": _whole, "I": _input_part, "W": _weight_part}
 
 
 def short_order(strategy: Strategy, rank: int, count: int) -> tuple[Action, ...]:

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from planner.execute.huggingface_build import build_huggingface, in_double
@@ -26,7 +28,7 @@ from planner.spec.verification import Parity, ValueCheck
 
 TOLERANCE = 1e-10  # of fp64, relative to the largest value
 _LEARNING_RATE = 1e-3
-_LONGEST_SECONDS = 600.0
+LONGEST_SECONDS = 600.0
 
 
 def verify_numerics(small_plan: Plan, small: ModelSpec, *, model_type: str = "") -> Parity:
@@ -36,63 +38,111 @@ def verify_numerics(small_plan: Plan, small: ModelSpec, *, model_type: str = "")
     """
     config = config_from_spec(small, model_type) if model_type else None
     ranks = small_plan.strategy.gpus
-    answers = run_locally(ranks, errors_of_step, small_plan, small, config, seconds=_LONGEST_SECONDS)
-    worst: dict[str, float] = {}
-    for errors in answers:
-        for what, error in errors.items():
-            worst[what] = max(worst.get(what, 0.0), error)
-    names = _built(small, config, "meta").named_parameters(remove_duplicate=False)
-    order = {path: place for place, (path, _) in enumerate(names)}
-    ordered = sorted(
-        worst, key=lambda what: (what.rpartition(" ")[0] != "loss", order.get(what.split(" ")[-1], -1))
-    )
+    answers = run_locally(ranks, errors_of_step, small_plan, small, config, seconds=LONGEST_SECONDS)
     return Parity(
         processes=ranks,
         strategy=small_plan.strategy,
         layers=small.layers,
         tolerance=TOLERANCE,
-        values=tuple(ValueCheck(what=what, error=worst[what]) for what in ordered),
+        values=worst_of(answers, _built(small, config, "meta")),
     )
+
+
+def worst_of(answers: Sequence[dict[str, float]], model: nn.Module) -> tuple[ValueCheck, ...]:
+    """The largest errors of all ranks: the loss, then the weights of the model in its order."""
+    worst: dict[str, float] = {}
+    for errors in answers:
+        for what, error in errors.items():
+            worst[what] = max(worst.get(what, 0.0), error)
+    names = model.named_parameters(remove_duplicate=False)
+    order = {path: place for place, (path, _) in enumerate(names)}
+    ordered = sorted(
+        worst, key=lambda what: (what.rpartition(" ")[0] != "loss", order.get(what.split(" ")[-1], -1))
+    )
+    return tuple(ValueCheck(what=what, error=worst[what]) for what in ordered)
 
 
 def errors_of_step(plan: Plan, spec: ModelSpec, config: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Largest relative errors on this rank, by what is compared: `loss`, `gradient of …`, `AdamW's step of …`."""
     with in_double() if config else nullcontext():
-        return _errors(plan, spec, config)
+        model = _model(spec, config)
+        tokens, labels = _batch(spec, plan)
+        if config:  # the library shifts labels itself, and tells tokens from what is not counted
+            labels = torch.where(labels == IGNORED, labels, tokens)
+
+        def alone() -> Tensor:
+            if config:
+                loss: Tensor = model(input_ids=tokens, labels=labels, use_cache=False).loss
+                return loss
+            return token_loss(model(tokens), labels)
+
+        runner = parallelize(model, plan)
+        return errors_beside(model, alone, runner, {"tokens": tokens, "labels": labels})
 
 
-def _errors(plan: Plan, spec: ModelSpec, config: Mapping[str, Any] | None) -> dict[str, float]:
-    model = _model(spec, config)
-    tokens, labels = _batch(spec, plan)
-    if config:  # the library shifts labels itself, and tells tokens from what is not counted
-        labels = torch.where(labels == IGNORED, labels, tokens)
-    runner = parallelize(model, plan)
-    optimizer = torch.optim.AdamW(runner.parameters(), lr=_LEARNING_RATE)
-    loss = float(runner.step(_own(runner, tokens, labels)))
-    alone = (
-        model(input_ids=tokens, labels=labels, use_cache=False).loss
-        if config
-        else token_loss(model(tokens), labels)
-    )
-    alone.backward()
+def errors_beside(
+    model: nn.Module, alone: Callable[[], Tensor], runner: Runner, batch: Mapping[str, Any]
+) -> dict[str, float]:
+    """The same of a runner's step with a whole batch, beside the step of one process: that of rank 0.
+
+    `alone` is the loss of `model`, which the runner was made of and which other ranks need no more. Each of its
+    values is sent when it is compared, so that no other rank holds all of them.
+    """
+    shapes = {path: value.shape for path, value in model.named_parameters()}
     first = {id(value): path for path, value in model.named_parameters()}  # one for a tied pair
     firsts = {path: first[id(value)] for path, value in model.named_parameters(remove_duplicate=False)}
-    wanted = {path: value.grad for path, value in model.named_parameters() if value.grad is not None}
-    errors = {"loss": abs(loss - float(alone.detach())) / abs(float(alone.detach()))}
-    found = dict(runner.named_parameters())
+    weights = dict(model.named_parameters())
+    leads = dist.get_rank() == 0
+    if not leads:
+        for value in weights.values():
+            value.data = torch.empty(0, dtype=value.dtype)
+    loss = float(runner.step(_own(runner, batch)))
+    told: list[Any] = [None]
+    if leads:
+        whole = alone()
+        whole.backward()
+        largest = {
+            path: float(value.grad.abs().max()) for path, value in weights.items() if value.grad is not None
+        }
+        told = [(float(whole.detach()), largest)]
+    dist.broadcast_object_list(told)
+    wanted_loss, largest = told[0]
+    errors = {"loss": _finite(abs(loss - wanted_loss) / max(abs(wanted_loss), 1e-30))}
     # a bias of keys without rotation moves no score: its gradient is rounding alone
-    floor = 1e-4 * max(float(grad.abs().max()) for grad in wanted.values())
-    for path, parameter in found.items():
-        if parameter.grad is None:
-            errors[f"gradient of {path}"] = float("inf")
-        else:
-            errors[f"gradient of {path}"] = _apart(runner, path, parameter.grad, wanted[firsts[path]], floor)
-    optimizer.step()
-    torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE).step()
-    after = dict(model.named_parameters())
-    for path, parameter in found.items():
-        errors[f"AdamW's step of {path}"] = _apart(runner, path, parameter, after[firsts[path]], 0.0)
+    floor = 1e-4 * max(largest.values())
+    found: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for path, parameter in runner.named_parameters():
+        found.setdefault(firsts[path], []).append((path, parameter))
+    for path, shape in shapes.items():
+        if path not in largest:  # it moves nothing
+            continue
+        weight = weights[path]
+        wanted = _from_first(weight.grad, shape)
+        for place, parameter in found.get(path, ()):
+            error = float("inf")
+            if parameter.grad is not None:
+                error = _apart(runner, place, parameter.grad, wanted, floor)
+            errors[f"gradient of {place}"] = error
+            _stepped(parameter)
+        if leads:
+            _stepped(weight)
+        wanted = _from_first(weight if leads else None, shape)
+        for place, parameter in found.get(path, ()):
+            errors[f"AdamW's step of {place}"] = _apart(runner, place, parameter, wanted, 0.0)
     return errors
+
+
+def _from_first(value: Tensor | None, shape: torch.Size) -> Tensor:
+    """A value of rank 0 on every rank."""
+    sent = torch.empty(shape, dtype=torch.float64) if value is None else value.detach().contiguous()
+    dist.broadcast(sent, 0)
+    return sent
+
+
+def _stepped(parameter: nn.Parameter) -> None:
+    """A first step of AdamW, which knows no other weight; its moments and the gradient are dropped."""
+    torch.optim.AdamW([parameter], lr=_LEARNING_RATE).step()
+    parameter.grad = None
 
 
 def _model(spec: ModelSpec, config: Mapping[str, Any] | None) -> nn.Module:
@@ -122,21 +172,28 @@ def _batch(spec: ModelSpec, plan: Plan) -> tuple[Tensor, Tensor]:
     return tokens, labels
 
 
-def _own(runner: Runner, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _own(runner: Runner, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The sequences of this dp rank."""
-    strategy = runner.plan.strategy
-    each = len(tokens) // strategy.dp
+    strategy, work = runner.plan.strategy, runner.workload
+    each = work.global_batch // strategy.dp
     first = runner.meshes.data_rank // strategy.cp * each
-    return {"tokens": tokens[first : first + each], "labels": labels[first : first + each]}
+    return {
+        key: value[first : first + each] if isinstance(value, Tensor) else value for key, value in batch.items()
+    }
 
 
 def _apart(runner: Runner, path: str, found: Tensor, wanted: Tensor, floor: float) -> float:
     """The largest difference of this rank's part from that part of one process's, over its largest value."""
     owner, name = owner_of(runner.module, path)
-    part = wanted.detach()
+    part = wanted
     for piece in pieces_of(owner, name):
         part = piece.of(part)
     part = own_shard(getattr(owner, name), part)
     difference = (local(found.detach()) - part).abs()
-    largest = max(float(wanted.detach().abs().max()), floor, 1e-30)
-    return float(difference.max()) / largest if difference.numel() else 0.0
+    largest = max(float(wanted.abs().max()), floor, 1e-30)
+    return _finite(float(difference.max()) / largest) if difference.numel() else 0.0
+
+
+def _finite(error: float) -> float:
+    """Infinite where it is no number, which compares with nothing."""
+    return float("inf") if math.isnan(error) else error

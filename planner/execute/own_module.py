@@ -6,7 +6,7 @@ context and expert parallelism need a model whose attention and experts are know
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -14,28 +14,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from planner.errors import PlannerError
 from planner.execute.compiled import compile_block, require_compilable
 from planner.execute.gradients import TiedEnds, divide, synchronise
-from planner.execute.loss import IGNORED
-from planner.execute.mesh import Meshes, build_meshes
+from planner.execute.mesh import build_meshes
 from planner.execute.objective import Objective, require_tokens
+from planner.execute.own_batches import loss_in, meta_inputs, microbatches_by_name, own_loss
 from planner.execute.own_pipeline import OwnPipeline
 from planner.execute.own_splits import OwnSplits, carry, run_on_example, weights_as, whole_output
 from planner.execute.own_stage import OwnStage, layers_of, outermost_lists
 from planner.execute.parameters import Summed, pieces_of, replace_forward
 from planner.execute.phases import phase
+from planner.execute.recompute import run_again
 from planner.execute.runner import Runner, require_training, usual_device
 from planner.execute.sharding import DTYPES, Group, shard_groups
 from planner.execute.weights import Source, copied_from, drawn_for, fill_parameters, without_values
+from planner.models.user_module import Example
 from planner.spec.legality import require_legal
-from planner.spec.paths import unmatched
+from planner.spec.paths import Span, unmatched
 from planner.spec.plan import Plan
 from planner.spec.workload import TrainWorkload
 
-Example = Callable[[int, int], Mapping[str, Any]]  # of batch and length: the module's arguments
+Ties = list[list[tuple[nn.Module, str]]]  # weights that several modules share, each with all its owners
 Loss = Callable[[Any, Any], tuple[Tensor, Any]]  # of output and batch: a sum, and over how many
 
 _DEGREES = ("cp", "ep", "vpp")
@@ -72,27 +73,45 @@ class OwnRunner(Runner):
         self.sharding = shard_groups(self.module, groups, self.meshes, workload.precision)
         if strategy.tp > 1:
             carry(blocks)
-        shared: list[tuple[nn.Module, str]] = [] if self.stage is None else self.stage.shared
-        self.module.to_empty(device=device)
-        _tie(ties)
-        fill_parameters(self.module, source)
+        shared: list[tuple[nn.Module, str]] = []
+        if self.stage is not None:
+            self.stage.stop_behind_layers()
+            shared = self.stage.shared
+        self._fill(ties, source)
         self.ends = [Summed(module, name, self.meshes.ends) for module, name in shared]
         if self.ends:
             self.tied = TiedEnds(tuple(self.ends), self.meshes.ends)
         self.total = torch.zeros(2, dtype=torch.float64, device=device)  # the loss, and how many it is of
-        self.flow: OwnPipeline | None = None
-        if self.stage is not None:
-            count = strategy.microbatches(workload.global_batch)
-            self.flow = OwnPipeline(
-                self.stage, self.meshes, self.sharding, self._loss, count, device, self._compute_dtype
-            )
+        self.flow = self._pipeline()
+
+    def _take_memory(self) -> None:
+        """Before weights are cut: here they take memory when each rank knows its part."""
+
+    def _fill(self, ties: Ties, source: Source) -> None:
+        """Values for what this rank has."""
+        self.module.to_empty(device=self.device)
+        _tie(ties)
+        fill_parameters(self.module, source)
+
+    def _pipeline(self) -> OwnPipeline | None:
+        if self.stage is None:
+            return None
+        strategy, work = self.plan.strategy, self.workload
+        count = strategy.microbatches(work.global_batch)
+        return OwnPipeline(self.stage, self.meshes, self.sharding, self._loss, count, self.device, self.sent_dtype)
+
+    @property
+    def sent_dtype(self) -> torch.dtype:
+        """What sharding casts weights to, and what stages send one another."""
+        return self.dtype if self.dtype == torch.float64 else DTYPES[self.workload.precision]
 
     def _cut_apart(
         self, plan: Plan, example: Example | None, *, compiled: bool
     ) -> tuple[list[nn.Module], OwnStage | None]:
         """Let the module run as the plan says, its weights cut or gone; the blocks left, and the stage."""
         module, strategy = self.module, plan.strategy
-        blocks = dict(_blocks(module))
+        count = max(span.last for _, _, span in plan.virtual_stages()) + 1
+        blocks = dict(_blocks(module, count))
         splits: OwnSplits | None = None
         stage: OwnStage | None = None
         if strategy.tp > 1:
@@ -103,12 +122,18 @@ class OwnRunner(Runner):
             _recompute(path, block, plan)
         if strategy.pp > 1:
             spans = plan.virtual_stages()
-            layers = layers_of(module, max(span.last for _, _, span in spans) + 1)
-            stage = OwnStage(module, layers, spans[self.meshes.pp_rank][2])
+            layers = layers_of(module, count)
+            rank = self.meshes.pp_rank
+            before = max((span.last for _, _, span in spans[:rank]), default=-1)
+            own = spans[rank][2] or Span(before + 1, before)
+            ends = {"is_first": rank == 0, "is_last": rank == len(spans) - 1}
+            stage = OwnStage(module, layers, own, self.result_of, **ends)
         if splits is None and stage is None:
+            self._take_memory()
             return list(blocks.values()), stage
-        run = partial(run_on_example, module, _inputs(example, plan, self.workload, self._compute_dtype))
-        with weights_as(module, self._compute_dtype), nullcontext() if splits is None else splits.hidden():
+        inputs = meta_inputs(example, strategy.microbatch, self.workload.seq_len, self.sent_dtype)
+        run = partial(run_on_example, module, inputs)
+        with weights_as(module, self.sent_dtype), nullcontext() if splits is None else splits.hidden():
             if splits is not None:
                 splits.examine(run)
             if stage is not None:
@@ -118,6 +143,7 @@ class OwnRunner(Runner):
             others = {id(layer) for layer in stage.layers.values()}
             others -= {id(layer) for layer in stage.own_layers().values()}
             blocks = {path: block for path, block in blocks.items() if id(block) not in others}
+        self._take_memory()
         if splits is not None:
             splits.apply(self.meshes.dense["tp"])
             self.summed = splits.summed
@@ -138,7 +164,7 @@ class OwnRunner(Runner):
     ) -> OwnRunner:
         """Everything that would make the plan fail later is said before any work."""
         workload = require_training(plan)
-        _require_runnable(plan)
+        require_runnable(plan)
         if compiled:
             require_compilable(plan, None)
         _require_same_paths(plan, model)
@@ -156,14 +182,9 @@ class OwnRunner(Runner):
         source = weights or (drawn_for(model, seed) if on_meta else copied_from(model))
         return cls(model, plan, workload, loss_fn, place, source, example, compiled=compiled)
 
-    @property
-    def _compute_dtype(self) -> torch.dtype:
-        """What sharding casts weights to."""
-        return self.dtype if self.dtype == torch.float64 else DTYPES[self.workload.precision]
-
     def step(self, batch: Any) -> Tensor:
         """Gradients of the mean over everything that all ranks count, and that mean."""
-        parts = list(_microbatches(batch, self.workload, self.meshes, self.device))
+        parts = list(microbatches_by_name(batch, self.workload, self.meshes, self.device))
         with self._added_to_earlier():
             return self._run(parts)
 
@@ -176,7 +197,7 @@ class OwnRunner(Runner):
             for number, part in enumerate(parts):
                 self.sharding.before_backward(last=number == len(parts) - 1)
                 with phase("forward"):
-                    out = whole_output(self.module(**part))
+                    out = self.result_of(self.module(**part))
                 loss = self._loss(out, part)
                 with phase("backward"):
                     torch.autograd.backward(loss)
@@ -191,9 +212,14 @@ class OwnRunner(Runner):
         divide(self.module, total[1])
         return total[0] / total[1]
 
+    def result_of(self, out: Any) -> Any:
+        """What a loss reads of what the module returns: its own is there already, and nothing else is gathered."""
+        loss = loss_in(out) if self.objective.function is None else None
+        return whole_output(out) if loss is None else loss
+
     def _loss(self, out: Any, part: dict[str, Any]) -> Tensor:
         """What backward of one microbatch starts from; it is counted."""
-        function = self.objective.function or _own_loss
+        function = self.objective.function or own_loss
         loss, count = function(out, part)
         both = (loss.detach(), torch.as_tensor(count, device=self.device))
         self.total += torch.stack([each.double() for each in both])
@@ -203,7 +229,8 @@ class OwnRunner(Runner):
         return self.summed
 
 
-def _require_runnable(plan: Plan) -> None:
+def require_runnable(plan: Plan) -> None:
+    """Refuse axes and schedules that take a model whose parts are known."""
     strategy = plan.strategy
     others = [f"{axis} {getattr(strategy, axis)}" for axis in _DEGREES if getattr(strategy, axis) > 1]
     if strategy.pp > 1 and strategy.schedule not in ("gpipe", "1f1b"):
@@ -229,9 +256,11 @@ def _require_same_paths(plan: Plan, model: nn.Module) -> None:
         )
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Members of the outermost lists of modules."""
-    for path, found in outermost_lists(model):
+def _blocks(model: nn.Module, layers: int) -> Iterator[tuple[str, nn.Module]]:
+    """Members of the list of as many as the plan has layers, or of all outermost lists; none where it has none."""
+    lists = list(outermost_lists(model)) if layers else []
+    of_layers = [(path, found) for path, found in lists if len(found) == layers]
+    for path, found in of_layers if len(of_layers) == 1 else lists:
         yield from ((f"{path}.{number}", block) for number, block in found.named_children())
 
 
@@ -245,14 +274,10 @@ def _recompute(path: str, block: nn.Module, plan: Plan) -> None:
             key="recompute",
         )
     if choice == "full":
-        replace_forward(block, _checkpointed)
+        replace_forward(block, run_again)
 
 
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    return partial(checkpoint, forward, use_reentrant=False)
-
-
-def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+def _tied(model: nn.Module) -> Ties:
     """Weights that several modules share, each with all its owners."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
@@ -262,7 +287,7 @@ def _tied(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
     return [places for places in owners.values() if len(places) > 1]
 
 
-def _tie(ties: list[list[tuple[nn.Module, str]]]) -> None:
+def _tie(ties: Ties) -> None:
     """Weights that are shared, shared again."""
     for (owner, name), *others in ties:
         for other, other_name in others:
@@ -274,69 +299,3 @@ def _tie(ties: list[list[tuple[nn.Module, str]]]) -> None:
                     key="modules",
                 )
             other.register_parameter(other_name, getattr(owner, name))
-
-
-def _inputs(example: Example | None, plan: Plan, workload: TrainWorkload, dtype: torch.dtype) -> dict[str, Any]:
-    """What one microbatch gives the module, shapes alone."""
-    if example is None:
-        raise PlannerError(
-            "to cut a module of one's own takes an example of what it is called with",
-            value="none",
-            remedy="pass example to parallelize: example(batch, seq_len) gives the module's keyword arguments",
-            key="example",
-        )
-    with torch.device("meta"):
-        given = example(plan.strategy.microbatch, workload.seq_len)
-
-    def shape_of(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to("meta", dtype if value.is_floating_point() else None)
-
-    return {key: shape_of(value) for key, value in given.items()}
-
-
-def _microbatches(
-    batch: Any, workload: TrainWorkload, meshes: Meshes, device: torch.device
-) -> Iterator[dict[str, Any]]:
-    """Rows of every tensor of the batch: what the module takes by name."""
-    strategy = meshes.strategy
-    rows = workload.global_batch // strategy.dp
-    if not isinstance(batch, Mapping) or not any(isinstance(value, Tensor) for value in batch.values()):
-        raise PlannerError(
-            "a batch holds the arguments of the module by name",
-            value=type(batch).__name__,
-            remedy="give a dict, as the example of the model's file returns",
-            key="batch",
-        )
-    for key, value in batch.items():
-        if isinstance(value, Tensor) and value.shape[:1] != (rows,):
-            raise PlannerError(
-                f"each tensor of a batch has global_batch/dp = {rows} rows",
-                value=f"{key} {list(value.shape)}",
-                remedy="give each rank its own sequences",
-                key="batch",
-            )
-    for start in range(0, rows, strategy.microbatch):
-        own = slice(start, start + strategy.microbatch)
-        yield {
-            key: value[own].to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for key, value in batch.items()
-        }
-
-
-def _own_loss(out: Any, batch: Mapping[str, Any]) -> tuple[Tensor, int]:
-    """The module's own loss, a mean over its labels or, without any, over its rows; as a sum."""
-    if not isinstance(out, Tensor) or out.numel() != 1:
-        raise PlannerError(
-            "without a loss function the module returns its loss, one number",
-            value=f"{type(out).__name__} {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__,
-            remedy="pass loss_fn(output, batch) → (sum, count) to parallelize",
-            key="loss_fn",
-        )
-    labels = batch.get("labels")
-    if isinstance(labels, Tensor) and not labels.is_floating_point():
-        count = int((labels != IGNORED).sum())
-    else:
-        count = next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))
-    return out.reshape(()) * count, count

@@ -171,13 +171,13 @@ def run_on_example(module: nn.Module, inputs: Inputs) -> Any:
         with torch.device("meta"):
             return module(**inputs)
     except RefusedError as error:
-        raise refusal(error, _place(error)) from None
+        raise refusal(error, place_of(error)) from None
     except PlannerError:
         raise
     except Exception as error:
         raise PlannerError(
             "the module runs on its example, shapes alone, each rank with its parts",
-            value=f"{type(error).__name__}: {error} ({_place(error)})",
+            value=f"{type(error).__name__}: {error} ({place_of(error)})",
             remedy="make example(batch, seq_len) fit the module, or plan with --fix tp=1,pp=1",
             key="model",
         ) from error
@@ -285,7 +285,7 @@ def readers_of(out: Any) -> Iterator[tuple[Tensor, bool]]:
                 waiting.append(following)
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """The line of the user's code that an error comes from: the last one outside of torch and of ours."""
     inner = (str(Path(__file__).parent.parent), str(Path(torch.__file__).parent))
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(inner)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from planner.errors import PlannerError
 from planner.execute.cut import Along, Cut, along_of, part_of, put_back, tensors_in
-from planner.execute.own_splits import readers_of, whole_output
+from planner.execute.own_splits import readers_of
 from planner.execute.parameters import replace_forward, replaced
 from planner.spec.paths import Span
 
@@ -54,8 +54,22 @@ class _Seen:
 class OwnStage:
     """The layers of one pipeline rank in a module on the meta device."""
 
-    def __init__(self, module: nn.Module, layers: dict[str, nn.Module], own: Span) -> None:
-        self.module, self.layers, self.own = module, layers, own
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: dict[str, nn.Module],
+        own: Span,
+        result_of: Callable[[Any], Any],
+        *,
+        is_first: bool,
+        is_last: bool,
+    ) -> None:
+        """`own` are its layers; where there are none, the number of the next one, and the one before.
+
+        `result_of` is what a loss reads of what the module returns.
+        """
+        self.module, self.layers, self.own, self.result_of = module, layers, own, result_of
+        self.is_first, self.is_last = is_first, is_last  # has what stands in front of the layers, and behind them
         self.count = len(layers)
         self.between = Between()
         self.received: Tensor | None = None
@@ -68,16 +82,6 @@ class OwnStage:
         for number, layer in enumerate(layers.values()):
             replace_forward(layer, self._dispatched(number))
         replace_forward(module, self._ended)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it runs what stands in front of the layers."""
-        return self.own.first == 0
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it runs what stands behind the layers."""
-        return self.own.last == self.count - 1
 
     def own_layers(self) -> dict[str, nn.Module]:
         """Those that run here."""
@@ -102,13 +106,19 @@ class OwnStage:
         self._kept |= {id(weight) for weight in (alone if self.is_last else ())}
         self._tables = {path: seen.before[path] for path in tables}
 
+    def stop_behind_layers(self) -> None:
+        """Where a later stage has no layers, nothing else ends this one; behind the hooks of sharding."""
+        if not self.is_last:
+            *_, last = self.layers.values()
+            last.register_forward_hook(_stop)
+
     def __call__(self, inputs: dict[str, Any], received: Tensor | None) -> Any:
         """One microbatch: what the next stage gets, or what the module returns."""
         self.received = received if received is None else put_back(received, self.between.along)
         out = self.module(**inputs)
         self.received = None
         if self.is_last:
-            return whole_output(out)
+            return self.result_of(out)
         return part_of(out)
 
     def _dispatched(self, number: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -119,6 +129,8 @@ class OwnStage:
                 if number > self.own.last:
                     raise _StoppedError(args[0])
                 if number < self.own.first:
+                    if self.received is not None and not len(self.own) and number == self.own.first - 1:
+                        return self.received
                     ends = number == self.count - 1 and self._stand_in is not None
                     return self._stand_in if ends else args[0]
                 if number == self.own.first and self.received is not None:
@@ -241,6 +253,10 @@ def outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, 
             yield path, child
         else:
             yield from outermost_lists(child, f"{path}.")
+
+
+def _stop(_: nn.Module, args: Any, out: Any) -> None:
+    raise _StoppedError(out)
 
 
 def _left(seen: _Seen, path: str) -> Callable[..., None]:

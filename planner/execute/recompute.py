@@ -49,6 +49,11 @@ def recompute_blocks(stage: Stage, choices: dict[str, Recompute], *, compiled: b
             replace_forward(block, partial(_checkpointed, same_dropout=drops, contexts=kept))
 
 
+def run_again(forward: Forward) -> Forward:
+    """A block that keeps its input alone, whatever it drops."""
+    return _checkpointed(forward, same_dropout=True, contexts=_nothing_kept)
+
+
 def products_of(block: nn.Module) -> int:
     """Products that a block's forward runs; an attention core written out has two."""
     count = 0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,38 +34,47 @@ _WINDOW = 5  # tokens: less than the sequence, so that the window hides some
 def shrunk(plan: Plan, spec: ModelSpec, processes: int) -> tuple[Plan, ModelSpec]:
     """The small plan and its model. A plan of no more ranks than processes keeps its degrees."""
     assert isinstance(plan.workload, TrainWorkload), "checked before"
-    strategy = _strategy(plan, spec, processes)
+    strategy = small_strategy(plan.strategy, processes, partial(_runs, plan, spec))
     layers = _layers(plan, spec, strategy)
     small = _model(spec, plan.strategy, strategy, layers)
-    workload = _workload(plan.workload, strategy)
-    fitted = _estimate_keys(plan, strategy, workload)
     made = replace(
-        plan,
-        gpus=strategy.gpus,
-        strategy=strategy,
-        workload=workload,
-        estimate=fitted,
-        stages=_stages(strategy, small.layers),
+        laid_out(plan, strategy, _workload(plan.workload, strategy), small.layers),
         modules=_modules(plan, spec, small, layers, strategy),
         recompute=_recompute(plan, layers),
-        collectives=(),
-        certificate=None,
-        runners_up=(),
         model_spec=small,
         digests=replace(plan.digests, model=content_digest(small)),
     )
     return made.sealed(), small
 
 
-def _strategy(plan: Plan, spec: ModelSpec, processes: int) -> Strategy:
-    """The degrees: as they are where they fit, else the legal ones that keep the most axes above 1."""
-    given = plan.strategy
+def laid_out(plan: Plan, strategy: Strategy, workload: TrainWorkload, layers: int) -> Plan:
+    """A plan with other degrees, other work and so many layers; it promises nothing."""
+    return replace(
+        plan,
+        gpus=strategy.gpus,
+        strategy=strategy,
+        workload=workload,
+        estimate=_estimate_keys(plan, strategy, workload),
+        stages=_stages(strategy, layers),
+        collectives=(),
+        certificate=None,
+        runners_up=(),
+    )
+
+
+def small_strategy(
+    given: Strategy, processes: int, runs: Callable[[Strategy], bool], *, sizes: Sequence[int] = (1, 2, 4)
+) -> Strategy:
+    """The degrees: as they are where they fit, else those that run and keep the most axes above 1.
+
+    `sizes` are degrees of tp that may be tried.
+    """
     if given.gpus <= processes:
         return replace(given, microbatch=min(given.microbatch, 2))
     best: tuple[Any, ...] | None = None
     found = given
-    for tried in _smaller(given):
-        if tried.gpus > processes or not _runs(plan, spec, tried):
+    for tried in _smaller(given, sizes):
+        if tried.gpus > processes or not runs(tried):
             continue
         axes = (*_AXES, "dp_shard") if given.dp_replicate > 1 else _AXES
         kept = [getattr(tried, axis) > 1 for axis in axes if getattr(given, axis) > 1]
@@ -81,13 +91,14 @@ def _strategy(plan: Plan, spec: ModelSpec, processes: int) -> Strategy:
     return found
 
 
-def _smaller(given: Strategy) -> Iterator[Strategy]:
+def _smaller(given: Strategy, sizes: Sequence[int]) -> Iterator[Strategy]:
     """With degrees of 1, 2 and, where one divides another, 4; one stage alone has no schedule."""
     given = replace(given, microbatch=min(given.microbatch, 2), vpp=min(given.vpp, 2))
     choices = {axis: [size for size in (1, 2, 4) if size <= getattr(given, axis)] for axis in _AXES}
-    for sizes in itertools.product(*choices.values()):
-        degrees: dict[str, Any] = dict(zip(choices, sizes, strict=True))
-        tried = replace(given, **degrees)
+    choices["tp"] = [size for size in sizes if size <= given.tp]
+    for degrees in itertools.product(*choices.values()):
+        changed: dict[str, Any] = dict(zip(choices, degrees, strict=True))
+        tried = replace(given, **changed)
         yield replace(tried, vpp=1, schedule="1f1b") if tried.pp == 1 else tried
 
 
@@ -99,9 +110,12 @@ def _runs(plan: Plan, spec: ModelSpec, strategy: Strategy) -> bool:
 
 
 def _workload(given: TrainWorkload, strategy: Strategy) -> TrainWorkload:
+    return small_workload(given, strategy, 2 * math.lcm(2 * strategy.cp, strategy.cp * strategy.tp, 8))
+
+
+def small_workload(given: TrainWorkload, strategy: Strategy, length: int) -> TrainWorkload:
     """A few tokens, and the fewest microbatches of which the schedule has a steady state."""
     count = 2 * strategy.pp if strategy.pp > 1 else 2
-    length = 2 * math.lcm(2 * strategy.cp, strategy.cp * strategy.tp, 8)
     batch = count * strategy.dp * strategy.microbatch
     return replace(given, seq_len=length, global_batch=batch, precision="fp32")
 

@@ -10,7 +10,7 @@ import torch
 
 from planner.errors import PlannerError
 from planner.execute.adapters import require_decoder
-from planner.execute.dry_rank import DryRank, extrapolated, short_order
+from planner.execute.dry_rank import DryRank, DrySteps, extrapolated, short_order
 from planner.execute.dryrun import DryRun, fake_world, meshes_of
 from planner.execute.fused import fused_kernels
 from planner.execute.huggingface_build import build_huggingface
@@ -37,30 +37,45 @@ def verify_layout(
     """Dry-run a plan's ranks; `kinds` names the kind of block of each layer, equal ones alike.
 
     Stages are those of the bundled decoder, or with `config` of the module that transformers builds from it.
+    """
+    workload, strategy = runnable(plan, spec)
+    model = build_huggingface(config) if config else None
+
+    def made(rank: int) -> DryRank:
+        return DryRank(
+            spec,
+            meshes_of(spec, strategy),
+            workload,
+            plan.modules,
+            plan.stages[rank].layers,
+            rank=rank,
+            recompute=_recompute(plan),
+            model=model,
+        )
+
+    return verify_ranks(plan, _Layers(plan, spec, kinds).of, made, told)
+
+
+def verify_ranks(
+    plan: Plan,
+    layer: Callable[[int], Any],
+    made: Callable[[int], DrySteps],
+    told: Callable[[str], None] | None,
+) -> Verification:
+    """The same of ranks that `made` makes; `layer` is equal for layers that run alike.
 
     Ranks whose modules are equal are built once and run three microbatches, or fewer where a step has no more.
     Collectives follow from what the second of them issues. In a pipeline a peak is put together from what each
     forward and backward does to memory; where these differ from one another, the rank's own order is run.
     """
-    workload, strategy = runnable(plan, spec)
-    count = strategy.microbatches(workload.global_batch)
+    strategy = plan.strategy
+    count = strategy.microbatches(training_of(plan).global_batch)
     checks: dict[int, StageCheck] = {}
-    model = build_huggingface(config) if config else None
-    for ranks in _equal_ranks(plan, spec, kinds):
+    for ranks in _equal_ranks(plan, layer):
         if told is not None:
             told(f"stage {ranks[0]}" + (f" and {len(ranks) - 1} like it" if len(ranks) > 1 else ""))
         with fake_world(strategy.gpus, first_rank_of_stage(strategy, ranks[0])), fused_kernels():
-            rank = DryRank(
-                spec,
-                meshes_of(spec, strategy),
-                workload,
-                plan.modules,
-                plan.stages[ranks[0]].layers,
-                rank=ranks[0],
-                recompute=_recompute(plan),
-                model=model,
-            )
-            run = _Run(rank, count)
+            run = _Run(made(ranks[0]), count)
             checks |= {number: run.checked(plan, number) for number in ranks}
     return Verification(
         model=plan.model,
@@ -74,7 +89,7 @@ def verify_layout(
 class _Run:
     """Ranks with equal modules: what they issue, and their peaks by what they hold."""
 
-    def __init__(self, rank: DryRank, count: int) -> None:
+    def __init__(self, rank: DrySteps, count: int) -> None:
         self.rank, self.count, self.strategy = rank, count, rank.meshes.strategy
         self.first = _rank_of(self.strategy, rank.numbers)
         self.peaks: dict[tuple[Action, ...], int] = {}
@@ -139,11 +154,10 @@ def _memory(plan: Plan, number: int, found: int, in_flight: int) -> MemoryCheck:
     )
 
 
-def _equal_ranks(plan: Plan, spec: ModelSpec, kinds: Sequence[str]) -> list[list[int]]:
+def _equal_ranks(plan: Plan, of: Callable[[int], Any]) -> list[list[int]]:
     """Pipeline ranks grouped by what their virtual stages hold, and send."""
     strategy = plan.strategy
     placed = strategy.schedule, strategy.pp, strategy.vpp
-    layers = _Layers(plan, spec, kinds)
     last = strategy.pp * strategy.vpp - 1
     groups: dict[Any, list[int]] = {}
     for rank, numbers in enumerate(rank_stages(*placed)):
@@ -153,7 +167,7 @@ def _equal_ranks(plan: Plan, spec: ModelSpec, kinds: Sequence[str]) -> list[list
                 number == 0,
                 number == last,
                 tuple(messages(*placed, number)),
-                tuple(layers.of(layer) for layer in range(span.first, span.last + 1)),
+                tuple(of(layer) for layer in range(span.first, span.last + 1)),
             )
             for number, span in zip(numbers, spans, strict=True)
         )
@@ -201,14 +215,14 @@ def _rank_of(strategy: Strategy, numbers: Sequence[int]) -> int:
     return rank_stages(strategy.schedule, strategy.pp, strategy.vpp).index(tuple(numbers))
 
 
-def _training(plan: Plan) -> TrainWorkload:
-    assert isinstance(plan.workload, TrainWorkload), "checked before anything runs"
-    return plan.workload
-
-
 def runnable(plan: Plan, spec: ModelSpec) -> tuple[TrainWorkload, Strategy]:
     """What can be dry-run is a decoder's training."""
     require_decoder(spec, plan.model)
+    return training_of(plan), plan.strategy
+
+
+def training_of(plan: Plan) -> TrainWorkload:
+    """The work of a plan of training."""
     if not isinstance(plan.workload, TrainWorkload):
         raise PlannerError(
             "a dry run is of a training step",
@@ -216,4 +230,4 @@ def runnable(plan: Plan, spec: ModelSpec) -> tuple[TrainWorkload, Strategy]:
             remedy="give a plan of mode: train",
             key="mode",
         )
-    return plan.workload, plan.strategy
+    return plan.workload

@@ -81,9 +81,8 @@ def _alike(found: Verification) -> Iterator[tuple[str, StageCheck]]:
 def _parity_text(parity: Parity) -> str:
     """What ran, and how near it came."""
     ranks = f"{parity.processes} process{'es' if parity.processes > 1 else ''}"
-    small = (
-        f"A copy of {parity.layers} layer{'s' if parity.layers > 1 else ''}, {parity.strategy.label}, on {ranks}"
-    )
+    copied = f"A copy of {parity.layers} layer{'s' if parity.layers > 1 else ''}, {parity.strategy.label}"
+    small = f"{parity.ran or copied}, on {ranks}"
     wrong = len(parity.differences)
     if wrong:
         return f"{small}: {wrong} of {len(parity.values)} values differ, by {parity.worst:.2g} at most."

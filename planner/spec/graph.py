@@ -201,6 +201,7 @@ class Graph:
     sequence: tuple[Placement, ...]
     tied: tuple[tuple[str, ...], ...] = ()  # full paths that are one parameter
     unused: tuple[Parameter, ...] = ()  # parameters that the forward never touches, full paths
+    own: bool = False  # a user's own module, of which the executor knows no more than its layers
     digest: str = ""  # of what was traced
     traced_with: str = ""
 

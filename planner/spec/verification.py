@@ -101,6 +101,7 @@ class Parity:
     layers: Count
     tolerance: float
     values: tuple[ValueCheck, ...]
+    ran: str = ""  # of a module that stays as it is: what ran, and for what
 
     @property
     def worst(self) -> float:

@@ -48,12 +48,13 @@ def graph_of_file(
     cached = cache.load(digest) if use_cache else None
     if cached is not None:
         return cached
+    from planner.models.user_module import in_dtype, loaded
     from planner.trace.tracer import LENGTHS, trace_module, working_dtype
-    from planner.trace.user_module import in_dtype, loaded
 
     with loaded(path, function) as (module, example, sources):
         module, example = in_dtype(module, example, working_dtype(dtype))
         graph = trace_module(module, example, name=f"{path.stem}:{function}", lengths=lengths or LENGTHS)
+        graph = dataclasses.replace(graph, own=True)
     return _kept(graph, digest, sources)
 
 

@@ -282,6 +282,33 @@ class Around(Gpt):
         return F.cross_entropy(self.lm_head(x + first).flatten(0, 1), labels.flatten())
 
 
+class Pair(Gpt):
+    """Returns scores beside its loss; labels that do not count are others than usual, and layers drop."""
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        places = self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        x = F.dropout(self.wte(tokens) + places, 0.1, self.training)
+        for block in self.h:
+            x = block(x)
+        logits = self.lm_head(self.ln_f(x))
+        given = labels.masked_fill(labels == -100, -1)
+        return logits, F.cross_entropy(logits.flatten(0, 1), given.view(-1), ignore_index=-1)
+
+
+class Deciding(Gpt):
+    """What it does depends on values."""
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        return super().forward(tokens if bool((tokens > 0).any()) else labels, labels)
+
+
+class Summing(Gpt):
+    """Its loss is a sum, which several ranks and microbatches take for a mean."""
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        return super().forward(tokens, labels) * tokens.numel()
+
+
 def tokens_and_labels(batch: int, length: int) -> dict[str, Tensor]:
     """Zeros."""
     tokens = torch.zeros(batch, length, dtype=torch.long)
@@ -337,3 +364,15 @@ def backward() -> Made:
 
 def around() -> Made:
     return Around(FusedAttention), tokens_and_labels
+
+
+def pair() -> Made:
+    return Pair(FusedAttention), tokens_and_labels
+
+
+def summing() -> Made:
+    return Summing(FusedAttention), tokens_and_labels
+
+
+def deciding() -> Made:
+    return Deciding(FusedAttention), tokens_and_labels

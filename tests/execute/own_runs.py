@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from planner.errors import PlannerError
 from planner.execute.collectives import CollectiveCounter
+from planner.execute.own_batches import loss_in
 from planner.execute.parameters import local
 from planner.execute.runner import parallelize
 from planner.spec.plan import ModuleSplit, Plan
@@ -85,12 +86,13 @@ def errors_of(kind: str, plan: Plan) -> dict[str, float]:
     batch = batch_of(kind)
     loss_fn = None if "labels" in batch else squares
     if loss_fn is None:
-        wanted = alone(**batch)
+        wanted = loss_in(alone.eval()(**batch))
+        assert wanted is not None
     else:
         total, count = loss_fn(alone(**batch), batch)
         wanted = total / count
     wanted.backward()
-    runner = parallelize(module_of(kind)[0], plan, loss_fn=loss_fn, example=example)
+    runner = parallelize(module_of(kind)[0].eval(), plan, loss_fn=loss_fn, example=example)
     each = SEQUENCES // plan.strategy.dp
     first = runner.meshes.data_rank * each
     loss = runner.step({key: value[first : first + each] for key, value in batch.items()})

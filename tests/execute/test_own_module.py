@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import planner
 from planner.spec.graph import Graph
-from planner.spec.plan import ModuleSplit, Plan
+from planner.spec.paths import NOTHING, Span
+from planner.spec.plan import ModuleSplit, Plan, Stage
 from planner.spec.splits import module_splits
 from tests.execute import own_models
 from tests.execute.own_runs import (
@@ -43,6 +45,11 @@ def all_cut(kind: str, gpus: int = 2, **keys: Any) -> tuple[str, Plan]:
     return kind, own_plan({"tp": 2, "schedule": "gpipe"} | keys, gpus=gpus, modules=lines, layers=layers)
 
 
+def staged(kind: str, plan: Plan, *spans: Span) -> tuple[str, Plan]:
+    """The plan with other layers in its stages."""
+    return kind, replace(plan, stages=tuple(Stage(layers=(span,)) for span in spans)).sealed()
+
+
 @functools.cache
 def graph_of(kind: str) -> Graph:
     return planner.trace(f"{own_models.__file__}:{kind}")
@@ -59,7 +66,8 @@ def test_tensor_parallel() -> None:
     cases = [emitted("gpt", tp=2), emitted("llama", tp=2, sp=False)]
     cases += [all_cut("gpt", recompute="full"), all_cut("gpt", sp=True, microbatch=4)]
     cases += [all_cut("llama", microbatch=4), all_cut("llama", sp=True, recompute="full")]
-    cases += [all_cut("literal"), all_cut("perceptrons"), all_cut("perceptrons", sp=True)]
+    cases += [emitted("pair", tp=2, sp=True), all_cut("literal")]
+    cases += [all_cut("perceptrons"), all_cut("perceptrons", sp=True)]
     lines = {"h.*.attn.query": COLUMN, "h.*.attn.value": COLUMN, "h.*.attn.out": ROW}
     cases += [("shared_shift", own_plan({"tp": 2}, modules=lines))]
     check(2, cases)
@@ -86,6 +94,8 @@ def test_pipeline() -> None:
     """A table at both ends, angles beside the hidden state, microbatches of several sequences."""
     cases = [emitted("gpt", pp=2, vpp=1), emitted("llama", pp=2, schedule="gpipe", microbatch=2)]
     cases += [all_cut("llama", tp=1, pp=2, schedule="1f1b", recompute="full", microbatch=2)]
+    _, plan = all_cut("pair", tp=1, pp=2, microbatch=2)
+    cases += [staged("pair", plan, Span(0, 3), NOTHING), staged("pair", plan, NOTHING, Span(0, 3))]
     check(2, cases)
 
 
@@ -93,6 +103,7 @@ def test_four_ranks() -> None:
     """Cut layers in stages, cut layers with sharded state, stages with sharded state."""
     cases = [all_cut("gpt", 4, pp=2, microbatch=2), all_cut("llama", 4, pp=2, sp=True, schedule="1f1b")]
     cases += [all_cut("gpt", 4, zero=3), all_cut("llama", 4, sp=True, zero=3, recompute="full")]
+    cases += [staged(*all_cut("pair", 4, tp=1, pp=2, dp=2, zero=1, microbatch=2), Span(0, 3), NOTHING)]
     cases += [all_cut("literal", 4, sp=True, zero=1), emitted("gpt", 4, tp=1, pp=2, zero=3, vpp=1, microbatch=1)]
     check(4, cases)
 

@@ -23,8 +23,10 @@ _STDLIB = {Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "pla
 
 
 @contextlib.contextmanager
-def loaded(path: Path, function: str) -> Iterator[tuple[nn.Module, Example, dict[str, str]]]:
-    """The module on the meta device, its example, and the digests of the files it was imported from.
+def loaded(
+    path: Path, function: str, *, device: str = "meta"
+) -> Iterator[tuple[nn.Module, Example, dict[str, str]]]:
+    """The module on a device, its example, and the digests of the files it was imported from.
 
     Modules imported from beside the file are forgotten afterwards, so that two models whose helpers share a
     name never mix.
@@ -34,9 +36,9 @@ def loaded(path: Path, function: str) -> Iterator[tuple[nn.Module, Example, dict
     sys.path.insert(0, str(path.resolve().parent))
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what the file prints is no result of ours
-            made = _called(_imported(path, name), path, function)
+            made = _called(_imported(path, name), path, function, device)
         module, example = _checked(made, path, function)
-        yield module.to("meta"), example, _sources(path)
+        yield module.to(device), example, _sources(path)
     finally:
         sys.path.remove(str(path.resolve().parent))
         for key in [key for key in set(sys.modules) - before if key == name or _is_local(sys.modules[key], path)]:
@@ -62,7 +64,7 @@ def _imported(path: Path, name: str) -> Any:
     return imported
 
 
-def _called(imported: Any, path: Path, function: str) -> Any:
+def _called(imported: Any, path: Path, function: str, device: str) -> Any:
     make = getattr(imported, function, None)
     if not callable(make):
         names = [name for name, value in vars(imported).items() if callable(value) and not name.startswith("_")]
@@ -74,13 +76,13 @@ def _called(imported: Any, path: Path, function: str) -> Any:
             where=str(path),
         )
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             return make()
     except (Exception, SystemExit) as error:
         raise PlannerError(
             "the callable that makes the model fails",
             value=f"{type(error).__name__}: {error}",
-            remedy="call it under `with torch.device('meta')` to see it fail, and mend it",
+            remedy=f"call it under `with torch.device('{device}')` to see it fail, and mend it",
             key="model",
             where=f"{path}:{function}",
         ) from error
