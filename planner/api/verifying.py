@@ -60,9 +60,7 @@ def _of_spec(
     from planner.execute.shrink import shrunk
 
     runnable(opened.plan, spec)
-    small, model = shrunk(
-        opened.plan, spec, processes
-    )  # before a dry run, which may take a minute
+    small, model = shrunk(opened.plan, spec, processes)  # before a dry run, which may take a minute
     found = verify_layout(opened.plan, spec, kinds, told=told, config=config)
     if told is not None:
         told(f"a small copy on {small.gpus} processes")
