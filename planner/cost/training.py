@@ -299,7 +299,10 @@ class SharedStages:
         )
 
     def _parts_seconds(self) -> Floats:
-        """Gradients of which each tensor-parallel rank has a part, packed, summed and unpacked in fp32."""
+        """Gradients of which each tensor-parallel rank has a part, packed, summed and unpacked in fp32.
+
+        Copies of a head are summed by those that keep them; they are priced as sums over the whole group.
+        """
         bytes_ = self.weights.parts / np.maximum(self.layouts.dp_shard, 1) * FP32_BYTES
         packing = elementwise_seconds(self.profile.device, self.profile.elementwise, _PACKED * bytes_, kernels=0)
         sending = self.pricer.network.seconds("all_reduce", "tp", self.meshes, bytes_)

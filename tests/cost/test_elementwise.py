@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,6 +52,14 @@ def test_a_kernel_by_hand() -> None:
     assert elementwise_seconds(ROUND, CURVE, 1e9) == pytest.approx(2e-6 + 2e-3 + 4 * MIB / 500e9)
     three = elementwise_seconds(ROUND, CURVE, 1e9, kernels=3)
     assert three == pytest.approx(6e-6 + 2e-3 + 12 * MIB / 500e9)
+
+
+def test_gelus_take_arithmetic_beside_their_bytes() -> None:
+    dear = dataclasses.replace(CURVE, gelu_ns=2.0)
+    assert elementwise_seconds(ROUND, dear, 1e9, gelus=1e6) - elementwise_seconds(ROUND, CURVE, 1e9) == (
+        pytest.approx(2e-3)
+    )
+    assert elementwise_seconds(ROUND, dear, 1e9) == elementwise_seconds(ROUND, CURVE, 1e9)
 
 
 def test_half_the_bandwidth_at_half() -> None:

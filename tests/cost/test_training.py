@@ -20,6 +20,7 @@ from planner.spec.overrides import with_changes
 from planner.spec.strategy import Strategy
 from planner.spec.workload import TrainWorkload
 from tests.cost.training_cases import (
+    BANDWIDTH,
     LINK,
     PEAK,
     SMALL_ENDS,
@@ -133,6 +134,22 @@ def test_gradients_cross_the_network_once_a_step() -> None:
     slow = exact(device__peak_tflops__bf16=1e-6)  # a backward that any exchange hides behind
     hidden = alone(graph, slow, **given)
     assert copied < part(hidden, "dp") < seconds
+
+
+def test_parts_of_gradients_are_summed_once_a_step() -> None:
+    """Norms that each rank applies to its part of the sequence: two a layer and the last, in fp32."""
+    bytes_ = 4.0 * 5 * 64
+    norms = bytes_ / LINK + 4 * bytes_ / BANDWIDTH  # two ranks send half of it twice; packed and unpacked
+    priced_alone = cost(tiny("llama"), exact(), workload())
+
+    def of(**degrees: Any) -> float:
+        return float(priced_alone.alone(Strategy(**degrees)).once_a_step().alone[0, 0])
+
+    assert of(tp=2, sp=True, zero=0) == pytest.approx(norms)
+    assert of(tp=2, sp=False, zero=0) == 0.0
+    # four ranks have two heads of keys and values: each a half of them, of which another rank has the same
+    heads = 4.0 * 2 * 2 * 16 * 64 * 1
+    assert of(tp=4, sp=False, zero=0) == pytest.approx(1.5 * heads / LINK + 4 * heads / BANDWIDTH)
 
 
 def test_nothing_overlaps_where_launches_wait_for_kernels() -> None:
