@@ -46,7 +46,8 @@ class Copies:
 
 def packs(layouts: Layouts, workload: TrainWorkload, *, width: float, experts: bool) -> Bools:
     """Whether gradients are summed by the executor itself: every rank has all weights as it computes with them."""
-    return np.asarray((layouts.zero == 0) & (workload.stack != "megatron") & (width == FP32_BYTES) & (not experts))
+    as_kept = (width == FP32_BYTES) & (layouts.gradient_bytes == FP32_BYTES)
+    return np.asarray((layouts.zero == 0) & as_kept & (workload.stack != "megatron") & (not experts))
 
 
 def copies(

@@ -162,7 +162,8 @@ class RankStates:
         """All backward is done, the first block's gradients are on their way."""
         if self.megatron:
             return self._megatron()
-        copied = np.where(self.packed, 1.0, 2.0) * FP32_BYTES * self._of_block(0)
+        packed = np.where(self.layouts.pp > 1, self.weights.largest_block, self._of_block(0))
+        copied = np.where(self.packed, packed, 2 * self._of_block(0)) * FP32_BYTES
         first = np.where(self.layouts.zero == 0, copied, 0.0)
         whole = np.where(self.layouts.zero == 0, self.whole * FP32_BYTES, 0.0)
         states = self._ours()
@@ -241,8 +242,12 @@ class RankStates:
     def _ends(self) -> Floats:
         """What stands after the last layer; tied to the embedding, or in a user's module, they are one group."""
         last = self._of_block(len(self.stages.blocks) - 1)
-        together = self.own and len(self.stages.blocks) > 1
-        tied = self._of_block(0) if together else np.zeros_like(last)
+        tied = np.zeros_like(last)
+        if self.own:
+            first, last = (
+                self._of_block(place) * (self.stages.blocks[place] not in self.layers) for place in (0, -1)
+            )
+            tied = first if len(self.stages.blocks) > 1 else tied
         for shared in self.weights.tied.values():
             tied = np.where(shared > 0, self._of_block(0) - shared, tied)
         return last + tied

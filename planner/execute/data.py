@@ -108,7 +108,7 @@ def open_data(run: TrainingRun, *, vocab: int, length: int) -> TrainingData:
     if run.data_dtype == "auto" and isinstance(source, TokenFile) and first[::2].any() and not first[1::2].any():
         raise PlannerError(
             "tokens of a file are as wide as its vocabulary asks for, unless --data-dtype says otherwise",
-            value=f"{run.data}: read as {_dtype(run, vocab)}, every second token is 0",
+            value=f"read as {_dtype(run, vocab)}, every second token is 0: {run.data}",
             remedy="say how wide its tokens were written: --data-dtype uint16 or uint32",
             key="data_dtype",
         )

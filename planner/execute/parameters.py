@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def like(weight: Tensor, part: Tensor) -> Tensor:
     """A part as a weight is: with its layout over ranks."""
     if not isinstance(weight, DTensor):
         return part
-    whole: Tensor = DTensor(part, weight._spec, requires_grad=False)  # type: ignore[no-untyped-call]
+    whole: Tensor = DTensor(part, copy.copy(weight._spec), requires_grad=False)  # type: ignore[no-untyped-call]
     return whole
 
 
@@ -137,16 +138,19 @@ class _Part(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: DTensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.spec, part = weight._spec, weight._local_tensor
         ctx.stride = part.stride()
         return part.view_as(part)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> DTensor:
+    def backward(ctx: Any, *gradients: Tensor | None) -> DTensor | None:
         part = gradients[0]
+        if part is None:
+            return None
         if part.stride() != ctx.stride:
             part = part.contiguous()
-        return DTensor(part, ctx.spec, requires_grad=False)  # type: ignore[no-untyped-call]
+        return DTensor(part, copy.copy(ctx.spec), requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Sharded state and mixed precision: FSDP2 in the way each zero stage asks for."""
+"""Sharded state and mixed precision: FSDP2 in the way each zero stage asks for, but where there is neither."""
 
 from __future__ import annotations
 
@@ -142,7 +142,8 @@ def shard_groups(module: nn.Module, parts: Sequence[Group], meshes: Meshes, prec
     dtype = None if own == {torch.float64} else DTYPES[precision]
     if meshes.data_ranks == 1 and dtype in (None, torch.float32) and meshes.experts is None:
         return Sharding((), strategy.zero, strategy.pp > 1)
-    if strategy.zero == 0 and dtype in (None, torch.float32) and meshes.experts is None:
+    as_kept = dtype is None or (own == {dtype} == {torch.float32} and strategy.grad_dtype == "fp32")
+    if strategy.zero == 0 and as_kept and meshes.experts is None:
         modules = [*(part.modules for part in parts), (module,)]
         return Replicas(modules, meshes.state_mesh.get_group("dp_replicate"), strategy.pp > 1)
     groups: list[FSDPModule] = []

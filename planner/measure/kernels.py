@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,12 +42,31 @@ def gemm(case: GemmCase, device: str) -> Batch:
             lambda left, right: left @ right.view(case.k, case.n),
             lambda left, right: left.view(case.k, case.m).t() @ right.view(case.k, case.n),
         ]
-    turns = itertools.cycle(ways)
-    return timed_kernel(lambda: next(turns)(next(left), next(right)), device)
+    return _each_once([partial(_multiplied, way, left, right) for way in ways], device)
+
+
+def _multiplied(
+    way: Callable[[Tensor, Tensor], Tensor], left: Iterator[Tensor], right: Iterator[Tensor]
+) -> Tensor:
+    return way(next(left), next(right))
+
+
+def _each_once(calls: Sequence[Callable[[], Tensor]], device: str) -> Batch:
+    """Different calls, as often each: the mean of one."""
+
+    def all_of_them() -> None:
+        for call in calls:
+            call()
+
+    together = timed_kernel(all_of_them, device)
+    return lambda count: together(max(1, count // len(calls))) / len(calls)
 
 
 def _rotated(shape: tuple[int, int], dtype: torch.dtype, device: str) -> Iterator[Tensor]:
-    """Matrices in turn: between two uses of one so many others pass that a cache has lost it."""
+    """Matrices in turn: between two uses of one so many others pass that a cache has lost it.
+
+    On a GPU as many of them as a captured graph holds: it finds the smallest in its cache again.
+    """
     elements = shape[0] * shape[1]
     count = max(2, _COLD_BYTES[device] // (elements * dtype.itemsize))
     random = _random(dtype, device)
@@ -116,11 +136,9 @@ def memory(case: MemoryCase, device: str) -> Batch:
 def _gelu(case: MemoryCase, device: str) -> Batch:
     """Forward and backward in turn."""
     value, gradient = (torch.randn(case.gelus, device=device) for _ in range(2))
-    backward = torch.ops.aten.gelu_backward
-    turns = itertools.cycle(
-        [lambda: F.gelu(value, approximate="tanh"), lambda: backward(gradient, value, approximate="tanh")]
-    )
-    return timed_kernel(lambda: next(turns)(), device)  # type: ignore[no-untyped-call]
+    backward: Callable[..., Tensor] = torch.ops.aten.gelu_backward
+    ways = (partial(F.gelu, approximate="tanh"), partial(backward, gradient, approximate="tanh"))
+    return _each_once([partial(way, value) for way in ways], device)
 
 
 def launch(case: LaunchCase, device: str) -> Batch:

@@ -18,6 +18,7 @@ from planner.units import MIB
 _OVERLAP_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}
 _OVERLAP_DIM = {"cpu": 256, "cuda": 4096}
 _WORK_DIM, _WORK_PRODUCTS = 256, 8  # on a CPU before each call: milliseconds
+_MOST_CALLS = 20  # of a sample
 
 
 def no_part(calls: int) -> float:
@@ -56,6 +57,7 @@ def _in_a_step(call: Callable[[], Any]) -> Batch:
 
     def batch(calls: int) -> float:
         spent = 0.0
+        calls = min(calls, _MOST_CALLS)  # planned by their own time, without the work before each
         for _ in range(calls):
             for _ in range(_WORK_PRODUCTS):
                 torch.mm(left, right)

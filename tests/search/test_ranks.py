@@ -92,7 +92,7 @@ def test_options_take_what_the_cost_model_says(seeds: tuple[int, ...]) -> None:
                     assert getattr(work, name)[:, candidate] == pytest.approx(exact, rel=1e-9, abs=1e-18), name
                 assert work.hop[candidate] == pytest.approx(shared.work.hop[0], rel=1e-12)
                 exchanged: Any = shared.once_a_step()
-                for name in ("reduce", "gather", "last", "copies", "optimizer"):
+                for name in ("reduce", "gather", "last", "alone", "optimizer"):
                     exact = getattr(exchanged, name)[:, 0]
                     assert getattr(once, name)[:, candidate] == pytest.approx(exact, rel=1e-9), name
 
