@@ -194,7 +194,6 @@ def _of_parts(shared: SharedStages, rank: int, counts: dict[str, int]) -> Iterat
     if layouts.tp[0] == 1:
         return
     ranks = layouts.dp_shard.astype(np.float64)
-    parts = {"always"} | ({"sequence"} if layouts.sp[0] else set())
     everywhere = by_head = 0.0
     tied = _tied(shared, rank)
     for name, count in counts.items():
@@ -203,7 +202,7 @@ def _of_parts(shared: SharedStages, rank: int, counts: dict[str, int]) -> Iterat
             if (name, held.path) in tied:
                 continue
             size = float(held.spread(ranks)[0]) / float(ranks[0]) * count * FP32_BYTES
-            everywhere += size if held.parts in parts else 0.0
+            everywhere += size if held.in_parts(layouts)[0] else 0.0
             by_head += size if held.copies[0] > 1 else 0.0
     for size in (everywhere, by_head):
         if size:

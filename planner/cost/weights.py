@@ -58,10 +58,14 @@ class HeldParameter:
         """Of a rank."""
         return self.rows * self.row_elements
 
+    def in_parts(self, layouts: Layouts) -> Bools:
+        """Where each tensor-parallel rank has a part of its gradient."""
+        part = layouts.sp if self.parts == "sequence" else np.full(len(layouts), self.parts == "always")
+        return np.asarray(part & (layouts.tp > 1))
+
     def summed(self, layouts: Layouts) -> Bools:
         """Where its gradient is a sum over tensor-parallel ranks, or over those that keep the same head."""
-        whole = self.parts == "always" or (layouts.sp if self.parts == "sequence" else False)
-        return np.asarray((layouts.tp > 1) & (whole | (self.copies > 1)))
+        return np.asarray(self.in_parts(layouts) | (self.copies > 1))
 
     def spread(self, ranks: Floats) -> Floats:
         """Elements of all shards together: rows filled up to divide, or columns cut where experts are fewer."""

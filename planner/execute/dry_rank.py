@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +63,7 @@ class Waiting:
     later: tuple[Any, ...] = ()  # what the weight part needs of the input part
 
 
-class DrySteps:
+class DrySteps(ABC):
     """Steps of a rank of a fake world, in any order: what they issue and take."""
 
     meshes: Meshes
@@ -113,7 +114,6 @@ class DrySteps:
         between: Callable[[Action | None], None] = lambda following: None,
     ) -> None:
         waiting: dict[tuple[int, int], Waiting] = {}
-        self._begin()
         left = Counter(action.stage for action in actions if action.kind in "BW")
         for action in actions:
             between(action)
@@ -147,12 +147,9 @@ class DrySteps:
             assert made is not None, f"stage {action.stage} has nothing to send after {action.kind}"
             dist.isend(made.detach(), group=self.meshes.pp.group, group_dst=receiver)
 
-    def _begin(self) -> None:
-        """Before the first forward."""
-
+    @abstractmethod
     def _forward(self, number: int) -> Waiting:
         """A microbatch through a virtual stage."""
-        raise NotImplementedError
 
     def _backward(self, action: Action, held: Waiting) -> None:
         """And back, or a part of that."""
@@ -209,9 +206,10 @@ class DryRank(DrySteps):
         self.shardings = {number: part.sharding for number, part in self.parts.items()}
         self._make_ready()
 
-    def _begin(self) -> None:
+    def _step(self, actions: Sequence[Action], **how: Any) -> None:
         arriving = [self._arriving(number) for number in self.numbers]
         self.objective.begin(list(self.parts.values()), arriving)
+        super()._step(actions, **how)
 
     def _forward(self, number: int) -> Waiting:
         part = self.parts[number]

@@ -110,7 +110,7 @@ class OwnRunner(Runner):
     ) -> tuple[list[nn.Module], OwnStage | None]:
         """Let the module run as the plan says, its weights cut or gone; the blocks left, and the stage."""
         module, strategy = self.module, plan.strategy
-        count = max(span.last for _, _, span in plan.virtual_stages()) + 1
+        count = plan.layer_count
         blocks = dict(_blocks(module, count))
         splits: OwnSplits | None = None
         stage: OwnStage | None = None

@@ -41,7 +41,7 @@ def verify_own_numerics(plan: Plan, user: UserModule, processes: int) -> Parity:
         return Parity(
             processes=ranks,
             strategy=small.plan.strategy,
-            layers=max(span.last for _, _, span in small.plan.virtual_stages()) + 1,
+            layers=small.plan.layer_count,
             tolerance=TOLERANCE,
             values=worst_of(answers, module),
             ran=small.told,

@@ -50,7 +50,7 @@ def shrunk_own(plan: Plan, module: nn.Module, example: Example, processes: int) 
     assert isinstance(plan.workload, TrainWorkload), "checked before"
     require_runnable(plan)
     given, work = plan.strategy, plan.workload
-    layers = max(span.last for _, _, span in plan.virtual_stages()) + 1
+    layers = plan.layer_count
     weights = sum(value.numel() for value in module.parameters())
     strategy = _fitting(plan, weights, processes)
     length = _length(module, example, work, strategy)
@@ -118,7 +118,7 @@ def free_bytes() -> float:
 
 def _runs(plan: Plan, strategy: Strategy) -> bool:
     assert isinstance(plan.workload, TrainWorkload)
-    layers = max(span.last for _, _, span in plan.virtual_stages()) + 1
+    layers = plan.layer_count
     work = small_workload(plan.workload, strategy, plan.workload.seq_len)
     return strategy.pp <= layers and not violations(None, work, strategy, strategy.gpus)
 

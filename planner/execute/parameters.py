@@ -126,8 +126,12 @@ def like(weight: Tensor, part: Tensor) -> Tensor:
     """A part as a weight is: with its layout over ranks."""
     if not isinstance(weight, DTensor):
         return part
-    whole: Tensor = DTensor(part, copy.copy(weight._spec), requires_grad=False)  # type: ignore[no-untyped-call]
-    return whole
+    return _wrapped(part, weight._spec)
+
+
+def _wrapped(part: Tensor, spec: Any) -> DTensor:
+    """With a layout of its own: some of torch's functions change it."""
+    return DTensor(part, copy.copy(spec), requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 class _Part(torch.autograd.Function):
@@ -150,7 +154,7 @@ class _Part(torch.autograd.Function):
             return None
         if part.stride() != ctx.stride:
             part = part.contiguous()
-        return DTensor(part, copy.copy(ctx.spec), requires_grad=False)  # type: ignore[no-untyped-call]
+        return _wrapped(part, ctx.spec)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ class Bucket:
     missing: int = 0  # gradients that the last backward has not made yet
     sent: tuple[Tensor, Any] | None = None  # all gradients in one, and what tells when they are summed
 
+    @torch.no_grad()
     def send(self, group: dist.ProcessGroup) -> None:
         """Pack the gradients and let them be summed beside what comes next; what has none here adds zeros."""
         with phase("gradient_sync"):
@@ -37,10 +38,10 @@ class Bucket:
                     weight.grad = like(weight, part)
             self.sent = packed, dist.all_reduce(packed, group=group, async_op=True)
 
+    @torch.no_grad()
     def receive(self) -> None:
         """Wait until the gradients are sums. A weight without one here gets it where another rank has one."""
-        if self.sent is None:
-            return
+        assert self.sent is not None, "every group is sent before"
         packed, work = self.sent
         work.wait()
         self.sent = None
@@ -74,25 +75,34 @@ class Replicas:
     in_pipeline: bool
     buckets: list[Bucket] = field(default_factory=list)  # in the order in which they are sent
     handles: list[Any] = field(default_factory=list)
-    next: int = 0  # of the buckets
+    next: int = 0  # of the buckets to be sent
+    beside: bool = False  # whether they are sent as backward makes their gradients
 
     def before_backward(self, *, last: bool) -> None:
         """Gradients are summed in the last microbatch's backward, each group as soon as it has all."""
-        self._fill_buckets()
-        self.next = 0 if last and not self.in_pipeline else len(self.buckets)
-        for bucket in self.buckets:
-            bucket.missing, bucket.sent = len(bucket.weights), None
+        self.beside = last and not self.in_pipeline
+        if self.beside:
+            self._begin()
 
     def after_weights(self) -> None:
         """A backward of weights alone adds to gradients as any other."""
 
     def finish(self) -> None:
         """All gradients are sums: those of a pipeline, whose last microbatch nobody knows before, are sent now."""
-        for bucket in self.buckets:
-            if bucket.sent is None:
-                bucket.send(self.group)
+        if not self.beside:
+            self._begin()
+        self.beside = False
+        for bucket in self.buckets[self.next :]:
+            bucket.send(self.group)
         for bucket in self.buckets:
             bucket.receive()
+
+    def _begin(self) -> None:
+        """No group is sent yet."""
+        self._fill_buckets()
+        self.next = 0
+        for bucket in self.buckets:
+            bucket.missing = len(bucket.weights)
 
     def _fill_buckets(self) -> None:
         """Now, for weights are made anew when they get their values, and may be frozen or thawed later."""
@@ -117,6 +127,6 @@ class Replicas:
     def _made(self, bucket: Bucket, weight: nn.Parameter) -> None:
         """A gradient is there: what can be sent is sent."""
         bucket.missing -= 1
-        while self.next < len(self.buckets) and self.buckets[self.next].missing <= 0:
+        while self.beside and self.next < len(self.buckets) and self.buckets[self.next].missing <= 0:
             self.buckets[self.next].send(self.group)
             self.next += 1

@@ -269,7 +269,7 @@ def _require_fitting(model: nn.Module, plan: Plan) -> TrainWorkload:
     workload = require_training(plan)
     spec = spec_of(model)
     require_legal(spec, workload, plan.strategy, plan.gpus)
-    layers = max(span.last for _, _, span in plan.virtual_stages()) + 1
+    layers = plan.layer_count
     if layers != spec.layers:
         raise PlannerError(
             f"the stages of the plan hold the {spec.layers} layers of the model",

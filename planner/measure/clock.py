@@ -173,7 +173,12 @@ def timed_kernel(call: Callable[[], Any], device: str) -> Batch:
         for _ in range(captured):
             call()
     replay = timed(graph.replay, device)
-    return lambda calls: replay(max(1, calls // captured)) / captured
+    return each_of(replay, captured)
+
+
+def each_of(together: Batch, count: int) -> Batch:
+    """One of so many that a call makes."""
+    return lambda calls: together(max(1, calls // count)) / count
 
 
 def host_seconds(call: Callable[[], Any], device: str) -> Batch:

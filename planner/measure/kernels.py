@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from planner.measure.cases import AttentionCase, GemmCase, LaunchCase, MemoryCase
-from planner.measure.clock import CAPTURE, Batch, host_seconds, timed, timed_kernel
+from planner.measure.clock import CAPTURE, Batch, each_of, host_seconds, timed, timed_kernel
 from planner.units import MIB
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
@@ -58,8 +58,7 @@ def _each_once(calls: Sequence[Callable[[], Tensor]], device: str) -> Batch:
         for call in calls:
             call()
 
-    together = timed_kernel(all_of_them, device)
-    return lambda count: together(max(1, count // len(calls))) / len(calls)
+    return each_of(timed_kernel(all_of_them, device), len(calls))
 
 
 def _rotated(shape: tuple[int, int], dtype: torch.dtype, device: str) -> Iterator[Tensor]:
@@ -156,7 +155,7 @@ def launch(case: LaunchCase, device: str) -> Batch:
         for _ in range(kernels):
             value.add_(one)
     replay = host_seconds(graph.replay, device)
-    return lambda calls: replay(max(1, calls // kernels)) / kernels
+    return each_of(replay, kernels)
 
 
 def _eager_launch(device: str) -> Batch:
@@ -172,7 +171,7 @@ def _eager_launch(device: str) -> Batch:
 
     kernels = 3 * layers
     whole = host_seconds(step, device)
-    return lambda calls: whole(max(1, calls // kernels)) / kernels
+    return each_of(whole, kernels)
 
 
 def _compiled_launch(device: str) -> Batch:
@@ -187,7 +186,7 @@ def _compiled_launch(device: str) -> Batch:
 
     compiled = _compiled(chain)
     whole = host_seconds(lambda: compiled(square), device)
-    return lambda calls: whole(max(1, calls // kernels)) / kernels
+    return each_of(whole, kernels)
 
 
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -41,18 +41,16 @@ def collective(case: CollectiveCase, world: World) -> Batch:
         "all_to_all": _all_to_all(whole, group),
         "broadcast": lambda: dist.broadcast(whole, group=group, group_src=0),
     }
-    return (
-        timed(calls[case.collective], world.device)
-        if world.device == "cuda"
-        else _in_a_step(calls[case.collective])
-    )
+    return _in_a_step(calls[case.collective], world.device)
 
 
-def _in_a_step(call: Callable[[], Any]) -> Batch:
-    """A call after some work, as steps have them: cores that compute do not come to it at the same moment.
+def _in_a_step(call: Callable[[], Any], device: str) -> Batch:
+    """A call as steps have them. On a CPU it comes after some work: ranks do not come to it at the same moment.
 
     What a rank waits for those that come later belongs to the call.
     """
+    if device == "cuda":
+        return timed(call, device)
     left, right = (torch.ones(_WORK_DIM, _WORK_DIM) for _ in range(2))
 
     def batch(calls: int) -> float:
@@ -90,7 +88,7 @@ def peer(case: PeerCase, world: World) -> Batch:
             dist.recv(message, src=first, group=group)
             dist.send(message, dst=first, group=group)
 
-    both = timed(there_and_back, world.device) if world.device == "cuda" else _in_a_step(there_and_back)
+    both = _in_a_step(there_and_back, world.device)
     return lambda calls: both(calls) / 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -95,14 +96,14 @@ class Ruler:
         return low
 
 
-class Block:
+class Block(ABC):
     """Something as wide as the picture, of a known height."""
 
     height = 0.0
 
+    @abstractmethod
     def draw(self, sheet: Sheet, top: float) -> None:
         """Set it out from there."""
-        raise NotImplementedError
 
 
 class Words(Block):

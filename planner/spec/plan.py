@@ -236,6 +236,11 @@ class Plan:
                     )
                 following = span.last + 1
 
+    @property
+    def layer_count(self) -> int:
+        """Layers of all stages together."""
+        return max(span.last for _, _, span in self.virtual_stages()) + 1
+
     def virtual_stages(self) -> tuple[tuple[int, int, Span], ...]:
         """Pipeline rank, position on that rank and layers of each virtual stage, in the order of the model."""
         vpp, ranks = self.strategy.vpp, range(self.strategy.pp)
