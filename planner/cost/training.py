@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -35,6 +35,10 @@ from planner.spec.workload import TrainWorkload
 from planner.units import FP32_BYTES
 
 _PACKED = 4.0  # times that each byte is read or written around its exchange
+_WAITING = ("gpipe", "1f1b")  # torch's schedules that wait for a message where they start to receive it
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +103,17 @@ class _Work:
     parts: Times  # of computation and its collectives, [stage, part, layout]
     gathering: Floats  # parameters and gradients exchanged with every block
     blocking: Floats  # messages that a rank waits for
+
+
+def waited_for(schedule: Schedule, workload: TrainWorkload, sends: T, receives: T) -> tuple[T, T]:
+    """Of a stage that does or does not send results and receive them: what its forward and its backward wait for.
+
+    A message travels once both ranks are there. Megatron and torch's 1F1B send a result to the next rank as the
+    gradient comes back from it, and likewise with the one before. torch's GPipe waits for what it receives alone.
+    """
+    if schedule == "gpipe" and workload.stack != "megatron":
+        return receives, sends
+    return sends, receives
 
 
 class SharedStages:
@@ -174,7 +189,7 @@ class SharedStages:
         weight = self._of_blocks(lambda block: block.weight_seconds)
         gathering = self._gathering()  # [forward | backward, stage, layout]
         hop = self._hop_seconds()
-        waits = ~self.layouts.overlap_pp & (self.workload.stack == "megatron")
+        waits = ~self.layouts.overlap_pp & (self.workload.stack == "megatron" or self.schedule in _WAITING)
         blocking = self._blocking(np.where(waits, hop, 0.0))
         return _Work(
             work=StageWork(
@@ -189,12 +204,9 @@ class SharedStages:
         )
 
     def _blocking(self, hop: Floats) -> Floats:
-        """What a rank that waits for its messages adds to forward and backward: one exchange with each neighbour.
-
-        A result goes to the next rank as the gradient comes back from it, and likewise to the one before.
-        """
-        away = np.stack([self.stages.sends, self.stages.receives])
-        return np.asarray(away.astype(np.float64)[:, :, None] * hop)
+        """What waiting for messages adds to a stage's forward and backward: one hop, for two go side by side."""
+        around = waited_for(self.schedule, self.workload, self.stages.sends, self.stages.receives)
+        return np.asarray(np.stack(around).astype(np.float64)[:, :, None] * hop)
 
     @property
     def work(self) -> StageWork:

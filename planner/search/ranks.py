@@ -21,7 +21,7 @@ from planner.cost.schedule import Held
 from planner.cost.stages import StageCounts
 from planner.cost.steps import OnceAStep
 from planner.cost.times import BlockCost
-from planner.cost.training import SharedStages, TrainingCost
+from planner.cost.training import SharedStages, TrainingCost, waited_for
 from planner.cost.ways import Way, in_model_order
 from planner.search.chain import Chain
 from planner.search.mixes import Mixes, mixes
@@ -87,7 +87,7 @@ class RankTable:
         alone = np.arange(units + 1) < units
         shared = self._shared(counts, ~alone, ~alone)
         work = shared.work
-        self.hop = work.hop
+        self.hop, self.schedule = work.hop, shared.schedule
         self.ahead, self.back, self.weight = work.ahead[:-1], work.back[:-1], work.weight[:-1]
         self.waiting = work.ahead[-1]
         self.kept, self.unfinished, self.gradients = (
@@ -188,7 +188,8 @@ class RankTable:
         counts = found.counts[chosen]  # [candidate, chunk, way]
         work: dict[str, list[Floats]] = {"ahead": [], "back": [], "weight": []}
         for chunk, around in enumerate(ends):
-            for name, waits in (("ahead", sends[chunk]), ("back", receives[chunk]), ("weight", False)):
+            ahead, back = waited_for(self.schedule, self.cost.workload, sends[chunk], receives[chunk])
+            for name, waits in (("ahead", ahead), ("back", back), ("weight", False)):
                 work[name].append(self._seconds(name, counts[:, chunk], around) + self.waiting * waits)
         stacked = {name: np.stack(values) for name, values in work.items()}
         self._options[key] = RankOption(mixes=found, chosen=chosen, fits=fits, **stacked)

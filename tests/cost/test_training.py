@@ -17,8 +17,9 @@ from planner.cost.training import SharedStages, TrainingCost
 from planner.spec.hardware import HardwareProfile
 from planner.spec.hardware_sources import load_hardware
 from planner.spec.overrides import with_changes
-from planner.spec.strategy import Strategy
+from planner.spec.strategy import Overlap, Schedule, Strategy
 from planner.spec.workload import TrainWorkload
+from tests.cost.rendezvous import flush_seconds
 from tests.cost.training_cases import (
     BANDWIDTH,
     LINK,
@@ -189,7 +190,7 @@ def test_products_take_the_flops_of_the_slowest_rank() -> None:
 
 
 def test_busy_seconds_of_ranks() -> None:
-    found = alone(tiny("gpt", layers=4), exact(), pp=2)
+    found = alone(tiny("gpt", layers=4), exact(), pp=2, overlap={"pp": True})
     busy = found.busy_seconds()[:, 0]
     assert busy[1] > busy[0], "the head weighs more than the embedding"
     assert found.timeline().busy_seconds / 64 == pytest.approx(busy)
@@ -310,3 +311,20 @@ def test_the_closed_form_meets_the_simulation(model: str, stack: str) -> None:
             strategy.label,
             strategy.schedule,
         )
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("network", ["1x", "0.02x"])
+def test_messages_take_what_a_simulation_of_their_waits_says(schedule: Schedule, network: str) -> None:
+    profile = with_changes(H100, {"inter_node_bandwidth": network})
+    for microbatches in (4, 7, 24):
+        work = workload(seq_len=2048, global_batch=microbatches)
+        costs = cost(bundled("llama3.1-8b"), profile, work)
+        given = {"tp": 8, "sp": True, "pp": 4, "schedule": schedule, "recompute": "full"}
+        apart = costs.alone(Strategy(**given, overlap=Overlap(pp=True))).work
+        assert float(apart.hop[0]) > 0
+        simulated = flush_seconds(
+            schedule, apart.ahead[:, 0].tolist(), apart.back[:, 0].tolist(), float(apart.hop[0]), microbatches
+        )
+        pipeline = float(costs.alone(Strategy(**given)).step().pipeline[0])
+        assert pipeline == pytest.approx(simulated, rel=1e-6)

@@ -165,13 +165,15 @@ def layers_of(graph: Graph) -> int:
 
 
 def stage_sizes(strategy: Strategy, layers: int) -> Iterator[tuple[int, ...]]:
-    """Layers of each virtual stage: any where a rank has one, spread evenly where it has several."""
+    """Layers of each virtual stage: spread evenly where a rank has several, else any, but only ends hold none."""
     if strategy.vpp > 1:
         yield even_layers(layers, strategy.pp * strategy.vpp)
         return
     for borders in itertools.combinations_with_replacement(range(layers + 1), strategy.pp - 1):
         ends = (0, *borders, layers)
-        yield tuple(after - before for before, after in itertools.pairwise(ends))
+        sizes = tuple(after - before for before, after in itertools.pairwise(ends))
+        if all(sizes[1:-1]):
+            yield sizes
 
 
 def words_of_layers(

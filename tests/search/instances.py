@@ -110,7 +110,7 @@ def instance(seed: int, *, uneven: bool = False) -> Instance:
         if not FEWEST_PLANS <= len(found.space) <= MOST_STRATEGIES:
             continue
         every = found.strategies
-        if calls(graph, every, found.wishes.allowed_recompute, MOST_CALLS + 1) <= MOST_CALLS:
+        if 0 < calls(graph, every, found.wishes.allowed_recompute, MOST_CALLS + 1) <= MOST_CALLS:
             return found
 
 

@@ -39,7 +39,7 @@ def check(given: Instance, every: Listing, where: str) -> Found:
     row, found = every.best(given.limit_bytes), given.search()
     certificate = found.certificate
     assert not found.interrupted
-    candidates = set(every.strategies)
+    candidates = set(given.strategies)
     assert certificate.pruned + certificate.solved == len(given.space) == len(candidates), where
     if row is None:
         assert found.best == (), where
