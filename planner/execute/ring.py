@@ -1,8 +1,8 @@
 """Context parallelism whose keys and values travel: torch's ring attention, as operators of our own.
 
-A rank computes attention over the keys it has while those of the rank before it arrive, so that it holds those of
-two ranks, never all. Backward sends keys around once more, with their gradients one hop behind. The chunks of a
-rank (`context`) are those by which torch balances causal work: one from either end of the sequence.
+A rank computes attention over the keys that are with it while those of the rank before it arrive: it holds its own
+and those that come by, never all. Backward sends keys around once more, their gradients one hop behind. The chunks
+of a rank (`context`) are those by which torch balances causal work: one from either end of the sequence.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C._distributed_c10d import _resolve_process_group
 
-# The public `context_parallel` replaces F.scaled_dot_product_attention for a whole process, windows and all, and
-# raises on a CPU. What stands under it takes any kernel that tells the logarithms of its sums.
+# The public `context_parallel` replaces F.scaled_dot_product_attention for a whole process, and raises on a CPU.
+# What stands under it takes any kernel that tells the logarithms of its sums.
 from torch.distributed.tensor.experimental._context_parallel import _attention as torch_ring
 
 from planner.errors import PlannerError

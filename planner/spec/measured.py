@@ -146,7 +146,7 @@ def context_mismatch(planned: Stack, ran: Context, strategy: Strategy) -> str:
         return ""
     return (
         f"the plan predicts keys and values gathered over cp {strategy.cp}, the run passes them around a ring: "
-        "its exchanges, and the memory for keys, are others"
+        "its exchanges and its memory are others"
     )
 
 
