@@ -71,7 +71,7 @@ def wrong_with_theirs(cases: list[Any]) -> tuple[list[str], tuple[int, int]]:
 
 
 def turn_errors(heads: int, kv_heads: int, width: int, value_width: int) -> dict[str, float]:
-    """Largest errors of one turn and of its backward, with twice as many tokens as this rank has chunks."""
+    """Largest errors of a turn and of its backward, with 4 tokens a rank."""
     peers, tokens = _world(), 4
     wholes = _drawn(heads, kv_heads, width, value_width, tokens * peers.size, torch.float64)
     mine = own_positions(tokens, peers)
