@@ -323,3 +323,13 @@ def test_a_profile_is_not_refined_by_a_run_of_other_software(
     with pytest.raises(planner.PlannerError, match="refined by runs of it") as caught:
         api.refine([tmp_path / "measured.json"])
     assert f"plan with --stack {'compiled' if compiled else 'eager'}" in caught.value.remedy
+
+
+def test_a_profile_is_not_refined_by_a_run_whose_keys_went_around_a_ring(model: str, tmp_path: Path) -> None:
+    plan = planner.plan(model, "dgx-h100", 2, workload=WORK, fix={"cp": 2})
+    plan.save(tmp_path / "plan.yaml")
+    run = dataclasses.replace(RUN, layout=plan.layout_digest, workload=plan.workload, strategy=plan.strategy)
+    dataclasses.replace(run, context="ring").save(tmp_path / "measured.json")
+    with pytest.raises(planner.PlannerError, match="runs of what their plans predict") as caught:
+        api.refine([tmp_path / "measured.json"])
+    assert "--context gather" in caught.value.remedy

@@ -11,7 +11,7 @@ from planner.api.planning import OpenedPlan, PlanLike, is_plan, open_plan, train
 from planner.errors import PlannerError
 from planner.spec.files import require_apart, write_text
 from planner.spec.hardware import HardwareProfile
-from planner.spec.measured import Measured, load_measured
+from planner.spec.measured import Measured, context_mismatch, load_measured
 from planner.spec.plan import load_plan
 from planner.spec.run_comparison import RunComparison
 from planner.spec.run_comparison import compare_run as beside
@@ -61,6 +61,13 @@ def refine(
             "launch costs of a software stack are refined by runs of it",
             value=f"planned for stack {stack}, run {run.stack}",
             remedy=f"plan with --stack {run.stack} and run that plan" + " with --compile" * run.compiled,
+            key="from",
+        )
+    for told in filter(None, (context_mismatch(stack, run.context, run.strategy) for _, run in runs)):
+        raise PlannerError(
+            "launch costs are refined by runs of what their plans predict",
+            value=told,
+            remedy="run the plan with --context gather",
             key="from",
         )
 

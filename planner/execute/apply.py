@@ -26,7 +26,7 @@ from planner.spec.legality import require_word
 from planner.spec.paths import Span, lookup, unmatched
 from planner.spec.plan import Layout, ModuleSplit
 from planner.spec.strategy import Recompute
-from planner.spec.workload import Precision
+from planner.spec.workload import Context, Precision
 
 # all heads read the one latent: it is whole on every rank, and its gradient a sum over them
 _LATENT_SIDES: dict[str, HeadsSide] = {"latent": "before", "latent_norm": "inside", "expand": "inside"}
@@ -53,6 +53,7 @@ def apply_strategy(
     recompute: Mapping[str, Recompute] | None = None,
     precision: Precision = "bf16",
     compiled: bool = False,
+    context: Context = "gather",
 ) -> Applied:
     """Change a stage in place. `splits` and `recompute` are by path pattern, as a plan has them.
 
@@ -64,7 +65,7 @@ def apply_strategy(
         _require_known(splits, stage)
         _split(stage, splits, meshes, summed)
         stage.tie_weights()
-    spread_over_context(stage, meshes.cp)
+    spread_over_context(stage, meshes.cp, context)
     drop_by_head(stage, meshes, lambda path: meshes.tp.size > 1 and _by_heads(splits, stage.plan_path(path)))
     choices = _recompute_by_layer(stage, meshes, recompute)
     recompute_blocks(stage, choices, compiled=compiled)

@@ -36,7 +36,8 @@ _KINDS: dict[str, CollectiveKind] = {
     "all_to_all_single": "all_to_all",
     "broadcast": "broadcast",
 }
-_SILENT = ("barrier", "wait_tensor", "monitored_barrier_", "recv_")  # a message counts where it is sent
+# a message counts where it is sent; the last wraps what a collective gave
+_SILENT = ("barrier", "wait_tensor", "monitored_barrier_", "recv_", "_wrap_tensor_autograd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Context parallel: each rank holds two chunks of a sequence, one from either end, so that work is even.
 
 Of 2·cp chunks rank r has r and 2·cp−1−r. Attention gathers keys and values of all chunks in one collective;
-its backward sums their gradients with one reduce-scatter.
+its backward sums their gradients with one reduce-scatter. Or they travel around the ranks (`ring`).
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from planner.execute.mesh import Peers
 from planner.execute.moves import all_gather, reduce_scatter
 from planner.execute.parameters import replace_forward
+from planner.execute.ring import attention_in_ring
 from planner.execute.stage import Stage
 from planner.models.attention import Core
+from planner.spec.workload import Context
 
 Forward = Callable[..., Any]
 
@@ -39,7 +41,7 @@ def own_tokens(tokens: Tensor, peers: Peers) -> Tensor:
     return tokens[:, own_positions(tokens.shape[1] // peers.size, peers, tokens.device)]
 
 
-def spread_over_context(stage: Stage, peers: Peers) -> None:
+def spread_over_context(stage: Stage, peers: Peers, context: Context = "gather") -> None:
     """Let a stage run on this rank's chunks."""
     if peers.size == 1:
         return
@@ -49,7 +51,7 @@ def spread_over_context(stage: Stage, peers: Peers) -> None:
         _look_up_own(stage.embedding.positions, peers)
     for module in stage.modules():
         if isinstance(module, Core):
-            replace_forward(module, partial(_gathering, module, peers))
+            replace_forward(module, partial(_passing if context == "ring" else _gathering, module, peers))
 
 
 def _look_up_own(table: nn.Module, peers: Peers) -> None:
@@ -75,6 +77,13 @@ def _gathering(core: Core, peers: Peers, forward: Forward) -> Forward:
             seen = (number + 1) * chunk
             outs.append(forward(part, k[:, :, :seen], v[:, :, :seen], *positions))
         return torch.cat(outs, 2)
+
+    return run
+
+
+def _passing(core: Core, peers: Peers, _: Forward) -> Forward:
+    def run(q: Tensor, k: Tensor, v: Tensor, *positions: Any) -> Tensor:
+        return attention_in_ring(q, k, v, core.scale, peers)
 
     return run
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from planner.errors import PlannerError
 from planner.execute.adapters import require_decoder
 from planner.execute.checkpoint_folder import latest, require_resumable, require_room, require_whole
-from planner.execute.compiled import require_compilable
+from planner.execute.compiled import require_compilable, require_compiler
 from planner.execute.data import TrainingData, open_data
+from planner.execute.ring import require_context, require_ring_kernel
 from planner.spec.huggingface_config import config_at
 from planner.spec.legality import require_legal
 from planner.spec.model import ModelSpec
@@ -85,8 +86,17 @@ def open_job(path: Path, run: TrainingRun) -> Job:
     require_legal(spec, workload, plan.strategy, plan.gpus)
     if run.compile:
         require_compilable(plan, spec)
+    require_context(run.context, spec, plan.strategy, workload.seq_len)
     data = open_data(run, vocab=spec.vocab, length=workload.seq_len)
     return Job(path=path, plan=plan, spec=spec, workload=workload, model_digest=digest, data=data, run=run)
+
+
+def require_kernels(job: Job, device: str) -> None:
+    """Refuse what cannot be computed on the ranks' kind of device."""
+    if job.run.compile:
+        require_compiler(device)
+    precision = "fp64" if job.run.dtype == "fp64" else job.workload.precision
+    require_ring_kernel(job.run.context, job.plan.strategy, precision, device)
 
 
 def weights_source(job: Job) -> Callable[[str], Tensor] | None:

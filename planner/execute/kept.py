@@ -27,6 +27,7 @@ _ATTENTION = (
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
     "planner::attention",
+    "planner::ring_attention",
     "planner::fused_attention",
 )
 _SUMS = ("all_reduce", "reduce_scatter")

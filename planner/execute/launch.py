@@ -20,9 +20,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from planner.errors import PlannerError
 from planner.execute.checkpoint_folder import claim, whole_step
-from planner.execute.compiled import require_compiler
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, RunFailed, read_report, read_where
-from planner.execute.job import Job, checkpoint_bytes, open_job, require_places
+from planner.execute.job import Job, checkpoint_bytes, open_job, require_kernels, require_places
 from planner.execute.parameters import replaced
 from planner.execute.process import device_kind, ending_seconds, require_ranks
 from planner.spec.measured import Measured, load_measured
@@ -52,9 +51,7 @@ def launch(asked: RankArguments, nproc: int = 0) -> Measured:
     """
     job = open_job(Path(asked.plan), asked.run)
     require_ranks(job.plan, nproc or job.plan.gpus)
-    device = device_kind(job.run.device, job.plan.gpus)
-    if job.run.compile:
-        require_compiler(device)
+    require_kernels(job, device_kind(job.run.device, job.plan.gpus))
     with contextlib.ExitStack() as until_then:
         if job.checkpoint_folder is not None:
             until_then.enter_context(claim(job.checkpoint_folder))

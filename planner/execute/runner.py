@@ -21,13 +21,14 @@ from planner.execute.objective import LossFunction, Objective
 from planner.execute.parameters import Summed
 from planner.execute.pipeline import Pipeline
 from planner.execute.placement import places_of
+from planner.execute.ring import require_context, require_ring_kernel
 from planner.execute.step import run_step
 from planner.execute.weights import Source, copied_from, fill
 from planner.models.build import build_model
 from planner.spec.legality import require_legal
 from planner.spec.model import ModelSpec
 from planner.spec.plan import Plan
-from planner.spec.workload import TrainWorkload
+from planner.spec.workload import Context, TrainWorkload
 
 
 class Runner:
@@ -146,13 +147,15 @@ def parallelize(
     weights: Source | None = None,
     example: Callable[[int, int], Mapping[str, Any]] | None = None,
     compile: bool = False,  # noqa: A002 - as the flag is called
+    context: Context = "gather",
 ) -> Runner:
     """Spread a whole model over the ranks of the running world as its plan says.
 
     A model that has values keeps them; one on the meta device gets values that follow from each weight's path
     and the seed, whatever the layout. `weights` gives others by path. The model itself is left as it was. Under tp
     and pp a module of one's own first runs on its `example`, shapes alone. With `compile` torch.compile makes
-    kernels of each block, when the first step runs it.
+    kernels of each block, when the first step runs it. Under cp ranks gather the keys and values of a sequence, or
+    pass them around a `context` of "ring".
     """
     if not is_known(model):
         from planner.execute.own_module import OwnRunner  # which is a runner
@@ -167,6 +170,9 @@ def parallelize(
     source = weights or (drawn_source(model, seed) if on_meta else copied_from(model))
     place = torch.device(device) if device is not None else usual_device(parameters[0])
     spec = spec_of(model)
+    require_context(context, spec, plan.strategy, workload.seq_len)
+    precision = "fp64" if dtype == torch.float64 else workload.precision
+    require_ring_kernel(context, plan.strategy, precision, place.type)
     meshes = build_meshes(
         plan.strategy,
         device_type=place.type,
@@ -175,7 +181,7 @@ def parallelize(
         tied=spec.tied_embeddings,
         places=places_of(plan),
     )
-    stages = _stages(model, plan, workload, meshes, source, place, dtype, compiled=compile)
+    stages = _stages(model, plan, workload, meshes, source, place, dtype, compile, context)
     return Runner(plan, workload, meshes, stages, Objective(loss_fn), place, dtype)
 
 
@@ -188,10 +194,11 @@ def build_runner(
     seed: int = 0,
     weights: Source | None = None,
     compile: bool = False,  # noqa: A002 - as the flag is called
+    context: Context = "gather",
 ) -> Runner:
     """The same from a specification alone: no rank ever holds the whole model."""
     model = build_model(spec, device="meta", dtype=dtype)
-    return parallelize(model, plan, device=device, seed=seed, weights=weights, compile=compile)
+    return parallelize(model, plan, device=device, seed=seed, weights=weights, compile=compile, context=context)
 
 
 def together(stages: list[Any]) -> nn.Module:
@@ -214,8 +221,8 @@ def _stages(
     source: Source,
     device: torch.device,
     dtype: torch.dtype,
-    *,
     compiled: bool,
+    context: Context,
 ) -> dict[int, Applied]:
     """This rank's virtual stages: split and sharded without memory, then filled."""
     found: dict[int, Applied] = {}
@@ -226,7 +233,13 @@ def _stages(
         stage = stage_of(model, layers, first=number == 0, last=number == len(spans) - 1, dtype=dtype)
         recompute = {f"blocks.{layer}": plan.recompute_of(f"blocks.{layer}") for layer in stage.blocks}
         found[number] = apply_strategy(
-            stage, plan.modules, meshes, recompute=recompute, precision=workload.precision, compiled=compiled
+            stage,
+            plan.modules,
+            meshes,
+            recompute=recompute,
+            precision=workload.precision,
+            compiled=compiled,
+            context=context,
         )
         fill(stage, source, device)
     return found

@@ -18,11 +18,11 @@ from planner.errors import EXIT_DONE
 from planner.execute.checkpoint import Checkpoints
 from planner.execute.checkpoint_folder import Facts, claim
 from planner.execute.checkpoint_items import Parts
-from planner.execute.compiled import require_compiler, waiting_for_compilers
+from planner.execute.compiled import waiting_for_compilers
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, Record, RunFailed, Watch
 from planner.execute.gathered import gatherer
 from planner.execute.gradients import are_finite, whole_backward
-from planner.execute.job import Job, export_config, open_job, require_places, weights_source
+from planner.execute.job import Job, export_config, open_job, require_kernels, require_places, weights_source
 from planner.execute.metrics import Log, Predicted, Reader, Silence, StepMetrics, peak_bytes, watched
 from planner.execute.optimizer import LocalOptimizer, learning_rate
 from planner.execute.order import mixed
@@ -32,7 +32,7 @@ from planner.execute.roll_call import spread_over_hosts, start_roll_call
 from planner.execute.runner import build_runner
 from planner.execute.seeds import seed_rank
 from planner.models.build import build_model
-from planner.spec.measured import Measured, RankMemory, stack_mismatch
+from planner.spec.measured import Measured, RankMemory, context_mismatch, stack_mismatch
 from planner.spec.strategy import Strategy
 from planner.spec.training_run import RankArguments
 
@@ -59,8 +59,8 @@ def _run(asked: RankArguments, record: Record) -> int:
     job = open_job(Path(asked.plan), asked.run)
     placed = place(job.run, job.plan)
     record.stage = stage_of(job.plan.strategy, placed.rank)
-    if job.run.compile and RECORDS not in os.environ:
-        require_compiler(placed.device.type)
+    if RECORDS not in os.environ:
+        require_kernels(job, placed.device.type)
     join(placed, compiles=job.run.compile)
     claimed = None  # as long as this process lives
     if RECORDS not in os.environ and placed.rank == 0:  # else whoever started the ranks has looked
@@ -78,6 +78,7 @@ def _run(asked: RankArguments, record: Record) -> int:
         )
         for told in (
             stack_mismatch(job.workload.stack, job.run.stack),
+            context_mismatch(job.workload.stack, job.run.context, job.plan.strategy),
             whole_backward(job.plan.strategy.schedule),
         ):
             if told:
@@ -105,6 +106,7 @@ class Training:
             seed=run.seed,
             weights=weights_source(job),
             compile=run.compile,
+            context=run.context,
         )
         record.stage = self.runner.meshes.pp_rank
         self.runner.module.train()
@@ -292,6 +294,7 @@ class Training:
             torch=torch.__version__,
             driver=torch.version.cuda or "",
             compiled=self.job.run.compile,
+            context=self.job.run.context,
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             first_step=first,
             each_seconds=tuple(self.seconds),

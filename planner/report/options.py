@@ -64,6 +64,7 @@ _HELP = {
     "seed": "Of weights, dropout and the order of the data.",
     "dtype": "Of weights and optimizer; fp64 computes in it too.",
     "compile": "Run each block through torch.compile; the first step takes minutes.",
+    "context": "Keys and values over cp: gathered, or passed around torch's ring.",
     "device": "What ranks run on.",
     "weights": "Start from a Hugging Face FOLDER of safetensors [drawn from the seed].",
     "export": "Write the weights as a Hugging Face FOLDER at the end [none].",

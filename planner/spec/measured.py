@@ -12,7 +12,7 @@ from planner.errors import PlannerError
 from planner.spec.codec import Bytes, Count, Degree, Range, Seconds, decode, encode
 from planner.spec.files import read_text, write_text
 from planner.spec.strategy import Strategy
-from planner.spec.workload import Stack, Workload, stack_of_run
+from planner.spec.workload import Context, Stack, Workload, stack_of_run
 from planner.spec.yaml_text import Source
 
 MEASURED_VERSION: Literal[1] = 1
@@ -48,6 +48,7 @@ class Measured:
     torch: str
     driver: str = ""  # CUDA's version, none on a CPU
     compiled: bool = False
+    context: Context = "gather"
     date: str  # when it ended, as ISO 8601
     first_step: Count  # number of the first step of this run; above 0 after a resume
     each_seconds: tuple[Seconds, ...]  # wall time of every step of this run, in order
@@ -134,6 +135,19 @@ def stack_mismatch(planned: Stack, ran: Stack) -> str:
     if planned == ran:
         return ""
     return f"the plan predicts stack {planned}, the run is {ran}: to compare them, plan with --stack {ran}"
+
+
+def context_mismatch(planned: Stack, ran: Context, strategy: Strategy) -> str:
+    """That a run exchanges keys and values otherwise than its plan predicts; empty where it does not.
+
+    A plan for Megatron is one of its ring.
+    """
+    if strategy.cp == 1 or ran == "gather" or planned == "megatron":
+        return ""
+    return (
+        f"the plan predicts keys and values gathered over cp {strategy.cp}, the run passes them around a ring: "
+        "its exchanges and its memory are others"
+    )
 
 
 def load_measured(path: str | Path) -> Measured:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from planner.errors import PlannerError
 from planner.spec.codec import Bytes, Count, Degree, Seconds, encode
 from planner.spec.estimate import Interval
-from planner.spec.measured import Measured, stack_mismatch
+from planner.spec.measured import Measured, context_mismatch, stack_mismatch
 from planner.spec.plan import Plan
 from planner.spec.workload import Stack
 
@@ -50,7 +50,7 @@ class RunComparison:
     label: str
     planned_stack: Stack
     run_stack: Stack
-    mismatch: str  # in words, where the two stacks differ
+    mismatch: str  # in words, where the run is not what the plan predicts
     predicted_seconds: Seconds
     interval: Interval
     measured_seconds: Seconds
@@ -110,6 +110,10 @@ def compare_run(plan: Plan, measured: Measured) -> RunComparison:
         )
         for stage, peak in measured.peak_by_stage.items()
     ]
+    told = (
+        stack_mismatch(plan.workload.stack, measured.stack),
+        context_mismatch(plan.workload.stack, measured.context, measured.strategy),
+    )
     return RunComparison(
         model=plan.model,
         device=measured.device,
@@ -117,7 +121,7 @@ def compare_run(plan: Plan, measured: Measured) -> RunComparison:
         label=measured.strategy.label,
         planned_stack=plan.workload.stack,
         run_stack=measured.stack,
-        mismatch=stack_mismatch(plan.workload.stack, measured.stack),
+        mismatch="; ".join(filter(None, told)),
         predicted_seconds=estimate.step_seconds,
         interval=estimate.uncertainty.step_seconds,
         measured_seconds=measured.step_seconds,

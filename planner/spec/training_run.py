@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from planner.errors import PlannerError
 from planner.spec.codec import Count, Degree, Range, Share, decode, field_types
 from planner.spec.files import require_apart
-from planner.spec.workload import Stack, stack_of_run
+from planner.spec.workload import Context, Stack, stack_of_run
 
 Rate = Annotated[float, Range(0.0, 1e6)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -39,6 +39,7 @@ class TrainingRun:
     seed: Count = 0  # of weights, of dropout and of the order of the data
     dtype: Literal["fp32", "fp64"] = "fp32"  # of weights and optimizer; fp64 computes in fp64 too
     compile: bool = False  # blocks, by torch.compile
+    context: Context = "gather"  # keys and values over cp: gathered, or passed around a ring
     device: Device = "auto"
     weights: str = ""  # folder of a Hugging Face checkpoint to start from; empty: drawn
     export: str = ""  # folder for one at the end; empty: none

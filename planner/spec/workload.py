@@ -18,6 +18,7 @@ Precision = Literal[
 KvPrecision = Literal["fp32", "bf16", "fp16", "fp8"]
 Optimizer = Literal["adamw", "sgd"]
 Stack = Literal["eager", "compiled", "megatron", "cuda_graph"]
+Context = Literal["gather", "ring"]  # how ranks of cp come by the keys and values of the others
 Engine = Literal["vllm", "sglang", "tensorrt_llm"]
 
 Length = Annotated[int, Range(1, 1_000_000_000)]

@@ -22,13 +22,16 @@ Errors = tuple[dict[str, float], int, int]
 
 
 @contextmanager
-def compiled() -> Iterator[Any]:
-    """Runners compile their blocks: traced, differentiated and cut in two, but not made into machine code."""
+def compiled(**keys: Any) -> Iterator[Any]:
+    """Runners compile their blocks: traced, differentiated and cut in two, but not made into machine code.
+
+    `keys` are further ones of `parallelize`.
+    """
     counters: Any = torch._dynamo.utils.counters
     torch._dynamo.reset()
     counters.clear()
     traced = functools.partial(torch.compile, backend="aot_eager")
-    compiling = functools.partial(runner.parallelize, compile=True)
+    compiling = functools.partial(runner.parallelize, compile=True, **keys)
     with ExitStack() as stack:
         stack.enter_context(replaced(torch, "compile", traced))
         for user in (runs, own_runs, huggingface_runs):
@@ -36,11 +39,11 @@ def compiled() -> Iterator[Any]:
         yield counters
 
 
-def step_errors(cases: list[tuple[Plan, ModelSpec]]) -> list[Errors]:
+def step_errors(cases: list[tuple[Plan, ModelSpec]], **keys: Any) -> list[Errors]:
     """Of each case the errors, how many graphs there were, and how often one broke."""
     found = []
     for plan, spec in cases:
-        with compiled() as counters:
+        with compiled(**keys) as counters:
             errors = runs.run_errors(plan, spec)
             found.append((errors, counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())))
     return found

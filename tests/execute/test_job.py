@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
 from planner.errors import PlannerError
-from planner.execute.job import Job, export_config, open_job
+from planner.execute.job import Job, export_config, open_job, require_kernels
 from planner.spec.huggingface_config import config_from_spec
 from planner.spec.training_run import TrainingRun
 from tests.execute.training import plan_for
@@ -44,3 +44,25 @@ def test_a_plan_for_a_model_that_is_no_decoder_is_refused(tmp_path: Path) -> Non
     plan_for(tiny_spec("bert"), 4).save(tmp_path / "plan.yaml")
     with pytest.raises(PlannerError, match="the executor runs decoders"):
         open_job(tmp_path / "plan.yaml", TrainingRun())
+
+
+def test_a_ring_is_refused_where_attention_is_not_plain(tmp_path: Path) -> None:
+    """Before a rank starts; where keys and values are gathered, everything runs."""
+    path = tmp_path / "plan.yaml"
+    plan_for(tiny_spec("bloom", layers=2), 4, gpus=2, cp=2).save(path)
+    open_job(path, TrainingRun())
+    with pytest.raises(PlannerError, match="torch's ring attention has no slopes") as caught:
+        open_job(path, TrainingRun(context="ring"))
+    assert (caught.value.value, caught.value.exit_code) == ("positions alibi", 2)
+    assert "--context gather" in caught.value.remedy
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+def test_a_ring_on_a_gpu_is_one_of_half_precision(tmp_path: Path, dtype: Literal["fp32", "fp64"]) -> None:
+    path = tmp_path / "plan.yaml"
+    plan_for(tiny_spec("llama", layers=2), 4, gpus=2, cp=2).save(path)
+    job = open_job(path, TrainingRun(context="ring", dtype=dtype))
+    require_kernels(job, "cpu")
+    with pytest.raises(PlannerError, match="compute in bf16 or fp16") as caught:
+        require_kernels(job, "cuda")
+    assert caught.value.value == dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -63,3 +64,18 @@ def test_a_run_of_other_software_than_was_planned_for_says_so(capsys: pytest.Cap
     assert "the plan predicts stack eager, the run is compiled" in capsys.readouterr().out.replace("\n", " ")
     show_run_comparison(compare_run(PLAN, MEASURED))
     assert "stack" not in capsys.readouterr().out
+
+
+def test_keys_that_went_around_a_ring_were_not_planned_for() -> None:
+    def told(stack: str, cp: int = 2, **changed: Any) -> str:
+        workload = {"stack": stack} if stack != "eager" else {}
+        plan = made_up_plan(model="gpt2", strategy={"cp": cp} if cp > 1 else {"dp": 2}, gpus=2, workload=workload)
+        run = replace(MEASURED, layout=plan.layout_digest, strategy=plan.strategy, **changed)
+        return compare_run(plan, run).mismatch
+
+    assert told("eager") == told("eager", cp=1, context="ring") == ""
+    assert told("eager", context="ring").startswith(
+        "the plan predicts keys and values gathered over cp 2, the run"
+    )
+    assert told("megatron", context="ring") == told("megatron")  # which is of another stack, and of a ring
+    assert told("eager", context="ring", compiled=True).count("the plan predicts") == 2

@@ -16,6 +16,7 @@ from planner.spec.training_run import RankArguments, TrainingRun, parse_argument
         {"lr": 1e-2, "min_lr": 3e-5},
         {"data": "tokens.bin", "data_dtype": "uint32", "compile": True, "clip": 0.0, "seed": 7, "device": "cpu"},
         {"checkpoint": "a folder", "every": 3, "resume": True, "timeout": 2.5, "dtype": "fp64"},
+        {"context": "ring", "steps": 3},
     ],
 )
 def test_each_rank_gets_what_was_asked(flags: dict[str, object]) -> None:
