@@ -1,4 +1,4 @@
-"""torch's GPipe and 1F1B, event by event: a message starts once its sender and its receiver have both asked for it."""
+"""torch's GPipe and 1F1B, event by event: a message starts once both its ranks have asked for it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _gpipe(ends: _Ends, count: int) -> Iterator[Action]:
 
 
 def _one_forward_one_backward(ends: _Ends, count: int) -> Iterator[Action]:
-    """In between, each send is one exchange with the receive after it; before and after, it is waited for later."""
+    """In the middle a send and the receive after it are waited for as one; at both ends sends are later."""
     ahead = min(count, ends.pp - ends.rank)
     sent: list[Message] = []
     for number in range(ahead):
