@@ -86,7 +86,7 @@ class Checkpoints:
     def save(self, facts: Facts, state: Parts, *, wait: bool = False) -> None:
         """Copy the parts and write them beside the run; the one before is waited for, and so is this if asked."""
         self.finish()
-        copies = {path: part.copied() for path, part in state.items()}
+        copies = {path: tuple(part.copied() for part in held) for path, held in state.items()}
         self._writing = threading.Thread(target=self._write, args=(facts, copies), name="checkpoint", daemon=True)
         self._writing.start()
         if wait:

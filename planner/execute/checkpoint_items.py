@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from planner.errors import PlannerError
 from planner.execute.parts import Part
 
-Parts = dict[str, Part]
+Parts = dict[str, tuple[Part, ...]]  # what a rank holds of each tensor
 
 
 class PartSavePlanner(DefaultSavePlanner):
@@ -40,12 +40,12 @@ class PartSavePlanner(DefaultSavePlanner):
 
     def create_local_plan(self) -> SavePlan:
         """What this rank could write."""
-        self.plan = SavePlan([_written(path, part) for path, part in self.state_dict.items()])
+        self.plan = SavePlan([_written(path, part) for path, held in self.state_dict.items() for part in held])
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         """The values of a part."""
-        return self.state_dict[index.fqn].tensor
+        return _at(self.state_dict, index)
 
 
 class PartLoadPlanner(DefaultLoadPlanner):
@@ -63,22 +63,27 @@ class PartLoadPlanner(DefaultLoadPlanner):
         """What this rank reads; a PlannerError where the checkpoint has no such tensor."""
         assert self.metadata is not None
         items: list[ReadItem] = []
-        for path, part in self.state_dict.items():
-            kept = self.metadata.state_dict_metadata.get(path)
-            if not isinstance(kept, TensorStorageMetadata) or tuple(kept.size) != part.whole:
+        for path, held in self.state_dict.items():
+            kept, whole = self.metadata.state_dict_metadata.get(path), held[0].whole
+            if not isinstance(kept, TensorStorageMetadata) or tuple(kept.size) != whole:
                 found = "none" if not isinstance(kept, TensorStorageMetadata) else f"one of {list(kept.size)}"
                 raise PlannerError(
-                    f"the checkpoint has a tensor {path} of {list(part.whole)}",
+                    f"the checkpoint has a tensor {path} of {list(whole)}",
                     value=found,
                     remedy="resume with the model and the optimizer that wrote it",
                     key="checkpoint",
                 )
-            items += create_read_items_for_chunk_list(path, kept, [_box(part)])
+            items += create_read_items_for_chunk_list(path, kept, [_box(part) for part in held])
         return LoadPlan(items)
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         """Where the values of a part go."""
-        return self.state_dict[index.fqn].tensor
+        return _at(self.state_dict, index)
+
+
+def _at(parts: Parts, index: MetadataIndex) -> Tensor:
+    """The part that torch means: no two of a tensor begin at one place."""
+    return next(part.tensor for part in parts[index.fqn] if part.offsets == tuple(index.offset or ()))
 
 
 def _box(part: Part) -> ChunkStorageMetadata:

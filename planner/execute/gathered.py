@@ -14,27 +14,27 @@ from torch import Tensor
 from planner.execute.checkpoint_items import Parts
 from planner.execute.parts import Part
 
-_Box = tuple[tuple[int, ...], tuple[int, ...]]
+_Boxes = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def gatherer(parts: Parts, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[str], Tensor]:
     """Reads whole weights by path. All ranks ask for the same, in the same order; only rank 0 gets values.
 
-    Of a part that several ranks hold the lowest sends it. The others get a tensor on the meta device.
+    Of parts that several ranks hold the lowest sends them. The others get a tensor on the meta device.
     """
-    boxes: list[dict[str, _Box]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(boxes, {path: (part.offsets, part.sizes) for path, part in parts.items()})
+    boxes: list[dict[str, _Boxes]] = [{} for _ in range(dist.get_world_size())]
+    own = {path: [(part.offsets, part.sizes) for part in held] for path, held in parts.items()}
+    dist.all_gather_object(boxes, own)
     rank = dist.get_rank()
 
     def read(path: str) -> Tensor:
-        part = parts.get(path)
-        mine = part is not None and not any(held.get(path) == boxes[rank][path] for held in boxes[:rank])
-        sent = None if part is None or not mine else part.copied()
+        mine = path in own and not any(held.get(path) == own[path] for held in boxes[:rank])
+        sent = [part.copied() for part in parts[path]] if mine else []
         found: list[Any] | None = [None] * len(boxes) if rank == 0 else None
         dist.gather_object(sent, found)
         if found is None:
             return torch.empty(shapes[path], device="meta")
-        return _assembled(path, [each for each in found if each is not None])
+        return _assembled(path, [part for held in found for part in held])
 
     return read
 
