@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +70,18 @@ def microbatches_by_name(
             key: value[own].to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in batch.items()
         }
+
+
+def with_its_arguments(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that is given a whole batch, of which it takes its arguments."""
+    taken = inspect.signature(forward).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values()):
+        return forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **{key: value for key, value in kwargs.items() if key in taken})
+
+    return run
 
 
 def loss_in(out: Any) -> Tensor | None:

@@ -21,7 +21,7 @@ from planner.execute.own_module import OwnRunner, Ties
 from planner.execute.own_pipeline import OwnPipeline
 from planner.execute.own_splits import place_of
 from planner.execute.phases import phase
-from planner.execute.weights import Source
+from planner.execute.weights import Fill
 from planner.models.user_module import Example
 from planner.spec.orders import Kind, messages
 from planner.spec.plan import Plan
@@ -87,7 +87,7 @@ class _Unfilled(OwnRunner):
                 for name, buffer in module._buffers.items():
                     module._buffers[name] = None if buffer is None else _like(buffer)
 
-    def _fill(self, ties: Ties, source: Source) -> None:
+    def _fill(self, ties: Ties, fill: Fill) -> None:
         pass
 
     def _pipeline(self) -> OwnPipeline | None:
@@ -126,5 +126,5 @@ def _like(value: Any) -> Any:
     return torch.empty(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
 
 
-def _nothing(path: str) -> Tensor:
+def _nothing(module: nn.Module) -> None:
     raise AssertionError("a dry run has no values")

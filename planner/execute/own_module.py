@@ -20,7 +20,7 @@ from planner.execute.compiled import compile_block, require_compilable
 from planner.execute.gradients import TiedEnds, divide, synchronise
 from planner.execute.mesh import build_meshes
 from planner.execute.objective import Objective, require_tokens
-from planner.execute.own_batches import loss_in, meta_inputs, microbatches_by_name, own_loss
+from planner.execute.own_batches import loss_in, meta_inputs, microbatches_by_name, own_loss, with_its_arguments
 from planner.execute.own_pipeline import OwnPipeline
 from planner.execute.own_splits import OwnSplits, carry, run_on_example, weights_as, whole_output
 from planner.execute.own_stage import OwnStage, layers_of, outermost_lists
@@ -28,8 +28,9 @@ from planner.execute.parameters import Summed, pieces_of, replace_forward
 from planner.execute.phases import phase
 from planner.execute.recompute import run_again
 from planner.execute.runner import Runner, require_training, usual_device
+from planner.execute.seeds import seed_rank
 from planner.execute.sharding import DTYPES, Group, shard_groups
-from planner.execute.weights import Source, copied_from, drawn_for, fill_parameters, without_values
+from planner.execute.weights import Fill, Source, copied_from, drawn_for, fill_parameters, without_values
 from planner.models.user_module import Example
 from planner.spec.legality import require_legal
 from planner.spec.paths import Span, unmatched
@@ -52,7 +53,7 @@ class OwnRunner(Runner):
         workload: TrainWorkload,
         loss_fn: Loss | None,
         device: torch.device,
-        source: Source,
+        fill: Fill,
         example: Example | None,
         *,
         compiled: bool,
@@ -64,9 +65,12 @@ class OwnRunner(Runner):
         strategy = plan.strategy
         self.meshes = build_meshes(strategy, device_type=device.type, kv_heads=strategy.tp, tied=True)
         self.module = without_values(model)
+        if loss_fn is not None:
+            replace_forward(self.module, with_its_arguments)
         self.summed: list[Summed] = []
         ties = _tied(self.module)
         blocks, self.stage = self._cut_apart(plan, example, compiled=compiled)
+        self.blocks = tuple(blocks)
         _tie(ties)
         reshard = strategy.zero == 3 and strategy.pp == 1
         groups = [Group(modules=(block,), reshard=reshard) for block in blocks]
@@ -77,7 +81,7 @@ class OwnRunner(Runner):
         if self.stage is not None:
             self.stage.stop_behind_layers()
             shared = self.stage.shared
-        self._fill(ties, source)
+        self._fill(ties, fill)
         self.ends = [Summed(module, name, self.meshes.ends) for module, name in shared]
         if self.ends:
             self.tied = TiedEnds(tuple(self.ends), self.meshes.ends)
@@ -87,11 +91,11 @@ class OwnRunner(Runner):
     def _take_memory(self) -> None:
         """Before weights are cut: here they take memory when each rank knows its part."""
 
-    def _fill(self, ties: Ties, source: Source) -> None:
+    def _fill(self, ties: Ties, fill: Fill) -> None:
         """Values for what this rank has."""
         self.module.to_empty(device=self.device)
         _tie(ties)
-        fill_parameters(self.module, source)
+        fill(self.module)
 
     def _pipeline(self) -> OwnPipeline | None:
         if self.stage is None:
@@ -161,17 +165,21 @@ class OwnRunner(Runner):
         example: Example | None,
         *,
         compiled: bool,
+        fill: Fill | None = None,
     ) -> OwnRunner:
-        """Everything that would make the plan fail later is said before any work."""
+        """Everything that would make the plan fail later is said before any work.
+
+        With `fill` values come from there, and `model` may have none.
+        """
         workload = require_training(plan)
         require_runnable(plan)
         if compiled:
             require_compilable(plan, None)
-        _require_same_paths(plan, model)
+        require_same_paths(plan, model)
         require_legal(None, workload, plan.strategy, plan.gpus)
         tensors = [*model.parameters(), *model.buffers()]
         on_meta = any(tensor.is_meta for tensor in tensors)
-        if on_meta and next(model.buffers(), None) is not None:
+        if on_meta and fill is None and next(model.buffers(), None) is not None:
             raise PlannerError(
                 "a module on the meta device has no buffers: their values would be lost",
                 value=next(name for name, _ in model.named_buffers()),
@@ -180,10 +188,22 @@ class OwnRunner(Runner):
             )
         place = torch.device(device) if device is not None else usual_device(next(model.parameters()))
         source = weights or (drawn_for(model, seed) if on_meta else copied_from(model))
-        return cls(model, plan, workload, loss_fn, place, source, example, compiled=compiled)
+        fill = fill or partial(fill_parameters, source=source)
+        return cls(model, plan, workload, loss_fn, place, fill, example, compiled=compiled)
+
+    def start_drawing(self, seed: int) -> None:
+        """Peers of one tp group draw alike: what each draws for its part alone starts from a number of all."""
+        seed_rank(seed, self.meshes, alike=True)
+
+    def followed(self) -> Iterator[tuple[nn.Module, tuple[nn.Module, ...]]]:
+        """The module and its blocks."""
+        yield self.module, self.blocks
 
     def step(self, batch: Any) -> Tensor:
-        """Gradients of the mean over everything that all ranks count, and that mean."""
+        """Gradients of the mean over everything that all ranks count, and that mean.
+
+        What the module's forward does not take of a batch is for the loss function alone, if there is one.
+        """
         parts = list(microbatches_by_name(batch, self.workload, self.meshes, self.device))
         with self._added_to_earlier():
             return self._run(parts)
@@ -244,7 +264,7 @@ def require_runnable(plan: Plan) -> None:
         )
 
 
-def _require_same_paths(plan: Plan, model: nn.Module) -> None:
+def require_same_paths(plan: Plan, model: nn.Module) -> None:
     """A plan for another model names modules that this one does not have."""
     unknown = unmatched(plan.modules, [path for path, _ in model.named_modules()])
     if unknown:

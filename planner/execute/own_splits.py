@@ -165,8 +165,8 @@ def weights_as(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             weight.data = weight.data.to(before)
 
 
-def run_on_example(module: nn.Module, inputs: Inputs) -> Any:
-    """A module on the meta device, run once."""
+def run_on_example(module: nn.Module, inputs: Inputs, *, otherwise: str = "plan with --fix tp=1,pp=1") -> Any:
+    """A module on the meta device, run once; `otherwise` is what a user does whose module cannot."""
     try:
         with torch.device("meta"):
             return module(**inputs)
@@ -178,7 +178,7 @@ def run_on_example(module: nn.Module, inputs: Inputs) -> Any:
         raise PlannerError(
             "the module runs on its example, shapes alone, each rank with its parts",
             value=f"{type(error).__name__}: {error} ({place_of(error)})",
-            remedy="make example(batch, seq_len) fit the module, or plan with --fix tp=1,pp=1",
+            remedy=f"make example(batch, seq_len) fit the module, or {otherwise}",
             key="model",
         ) from error
 

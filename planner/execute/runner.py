@@ -22,6 +22,7 @@ from planner.execute.parameters import Summed
 from planner.execute.pipeline import Pipeline
 from planner.execute.placement import places_of
 from planner.execute.ring import require_context, require_ring_kernel
+from planner.execute.seeds import seed_rank
 from planner.execute.step import run_step
 from planner.execute.weights import Source, copied_from, fill
 from planner.models.build import build_model
@@ -96,6 +97,15 @@ class Runner:
         return clip_gradients(
             self.module, self.meshes, self._summed(), greatest_norm, tied=self.tied, dtype=self.dtype
         )
+
+    def start_drawing(self, seed: int) -> None:
+        """Start the random numbers of dropout: those of ranks differ where what they drop does."""
+        seed_rank(seed, self.meshes)
+
+    def followed(self) -> Iterator[tuple[nn.Module, tuple[nn.Module, ...]]]:
+        """Modules whose paths are those of the model, each with its blocks, which may be compiled."""
+        for applied in self.applied:
+            yield applied.stage, tuple(applied.stage.blocks.values())
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """This rank's parts of the weights."""

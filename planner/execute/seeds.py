@@ -16,11 +16,14 @@ from planner.models.attention import Core
 _FAR = 2**31 - 1
 
 
-def seed_rank(seed: int, meshes: Meshes) -> None:
-    """Start this rank's generators. Ranks of one tp group agree, unless each holds a part of the sequence."""
+def seed_rank(seed: int, meshes: Meshes, *, alike: bool = False) -> None:
+    """Start this rank's generators. Ranks of one tp group agree, unless with sp each drops of its own tokens.
+
+    Where a whole is dropped from under sp as well, they are to start `alike`.
+    """
     strategy = meshes.strategy
     number = meshes.pp_rank * meshes.data_ranks + meshes.data_rank
-    number = number * strategy.tp + (meshes.tp.rank if strategy.sp else 0)
+    number = number * strategy.tp + (meshes.tp.rank if strategy.sp and not alike else 0)
     torch.manual_seed(seed + number)
 
 

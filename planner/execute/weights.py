@@ -7,10 +7,11 @@ meta device, then filled from a source.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from planner.execute.parameters import chunk_of_state, local, pieces_of
@@ -18,6 +19,7 @@ from planner.execute.stage import Stage
 from planner.models.build import drawn
 
 Source = Callable[[str], Tensor]
+Fill = Callable[[nn.Module], None]  # gives weights and buffers that have memory their values
 
 
 def drawn_for(model: nn.Module, seed: int) -> Source:
@@ -55,15 +57,42 @@ def fill(stage: Stage, source: Source, device: torch.device) -> None:
 
 def fill_parameters(module: nn.Module, source: Source) -> None:
     """Give weights and buffers that have memory their values."""
+    for path, _ in _tensors_of(module):
+        _put(module, path, source(path))
+
+
+def fill_from_first(module: nn.Module, model: nn.Module) -> None:
+    """The same with the values that the whole model has on rank 0: one tensor at a time goes to all ranks.
+
+    On the others `model` is on the meta device. All ranks call this.
+    """
+    first = {id(value): path for path, value in _tensors_of(model)}  # one for a tied pair
+    wanted: dict[str, list[str]] = {}
+    for path, _ in _tensors_of(module):
+        owner, name = owner_of(model, path)
+        wanted.setdefault(first[id(getattr(owner, name))], []).append(path)
+    for path, value in _tensors_of(model):
+        sent = torch.empty_like(value, device="cpu", memory_format=torch.contiguous_format)
+        if not value.is_meta:
+            sent.copy_(value.detach())
+        dist.broadcast(sent.view(-1).view(torch.uint8), 0)  # of whatever dtype
+        for place in wanted.get(path, ()):
+            _put(module, place, sent)
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _put(module: nn.Module, path: str, whole: Tensor) -> None:
+    """What a rank keeps of a tensor, in its place."""
+    owner, name = owner_of(module, path)
+    held = getattr(owner, name).detach()
     with torch.no_grad():
-        for path, parameter in module.named_parameters():
-            owner, name = owner_of(module, path)
-            part = source(path)
-            for piece in pieces_of(owner, name):
-                part = piece.of(part)
-            local(parameter.detach()).copy_(own_shard(parameter, part))
-        for path, buffer in module.named_buffers():
-            buffer.copy_(source(path))
+        for piece in pieces_of(owner, name):
+            whole = piece.of(whole)
+        local(held).copy_(own_shard(held, whole))
 
 
 def without_values(model: nn.Module) -> nn.Module:

@@ -26,7 +26,15 @@ _STDLIB = {Path(sysconfig.get_paths()[key]).resolve() for key in ("stdlib", "pla
 def loaded(
     path: Path, function: str, *, device: str = "meta"
 ) -> Iterator[tuple[nn.Module, Example, dict[str, str]]]:
-    """The module on a device, its example, and the digests of the files it was imported from.
+    """The module on a device, its example, and the digests of the files it was imported from."""
+    with imported(path) as file:
+        module, example = made_by(file, path, function, device=device)
+        yield module, example, _sources(path)
+
+
+@contextlib.contextmanager
+def imported(path: Path) -> Iterator[Any]:
+    """A user's file, as Python imports it.
 
     Modules imported from beside the file are forgotten afterwards, so that two models whose helpers share a
     name never mix.
@@ -36,13 +44,24 @@ def loaded(
     sys.path.insert(0, str(path.resolve().parent))
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what the file prints is no result of ours
-            made = _called(_imported(path, name), path, function, device)
-        module, example = _checked(made, path, function)
-        yield module.to(device), example, _sources(path)
+            file = _imported(path, name)
+        yield file
     finally:
         sys.path.remove(str(path.resolve().parent))
         for key in [key for key in set(sys.modules) - before if key == name or _is_local(sys.modules[key], path)]:
             del sys.modules[key]
+
+
+def made_by(file: Any, path: Path, function: str, *, device: str) -> tuple[nn.Module, Example]:
+    """The module and its example that a function of an imported file returns.
+
+    A module that the function itself puts on the meta device stays there.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        made = _called(file, path, function, device)
+    module, example = _checked(made, path, function)
+    has_values = not any(value.is_meta for value in module.parameters())
+    return module.to(device) if has_values or device == "meta" else module, example
 
 
 def _imported(path: Path, name: str) -> Any:
