@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 
 import planner
+from planner.api.measuring import compare_run
 from planner.errors import PlannerError
 from planner.spec.measured import load_measured
+from tests.execute import own_models
 from tests.execute.training import plan_for
 from tests.tiny import tiny_spec
 
@@ -126,6 +129,30 @@ def test_sigterm_keeps_a_checkpoint_and_ends_the_run(tmp_path: Path) -> None:
     step = int((tmp_path / "kept" / "latest").read_text().split("-")[1])
     assert step == len(losses(log))
     assert f"go on after step {step} with --checkpoint {tmp_path / 'kept'} --resume" in told
+
+
+def test_a_users_own_module_runs_while_it_is_what_was_planned(tmp_path: Path) -> None:
+    file, path = tmp_path / "model.py", tmp_path / "plan.yaml"
+    shutil.copy(own_models.__file__, file)
+    workload = {"seq_len": 8, "global_batch": 4, "precision": "fp32"}
+    planner.plan(f"{file}:llama", "dgx-h100", 2, workload, {"pp": 2, "vpp": 1}).save(path)
+    code, out, told = ended(started(tmp_path, "--steps", "3", "--device", "cpu"))
+    assert code == 0, told
+    assert "model.py:llama on 2 ×" in told
+    assert "memory of stage 1" in out
+    assert compare_run(path, tmp_path / "measured.json").measured_seconds > 0
+    written = file.read_text()
+    for text, rule in (
+        (written.replace("F.silu(gate)", "F.gelu(gate)"), "made for this model with other content"),
+        (written.replace("def llama", "def alpaca"), "names a function of the file"),
+    ):
+        file.write_text(text)
+        with pytest.raises(PlannerError, match=rule) as caught:
+            planner.run(path)
+        assert caught.value.exit_code == 2
+    file.unlink()
+    with pytest.raises(PlannerError, match="the file or folder does not exist"):
+        planner.run(path)
 
 
 def test_bad_input_is_told_before_any_rank_starts(tmp_path: Path) -> None:

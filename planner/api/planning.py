@@ -169,6 +169,16 @@ def open_plan(plan: PlanLike, *, again: bool = False, use_cache: bool = True) ->
     return OpenedPlan(plan=found, spec=spec, graph=graph, profile=profile, source=source, edited=edited)
 
 
+def require_same_model(plan: Plan, source: Source, *, use_cache: bool = True) -> None:
+    """Refuse a plan whose model is no longer what it was made for; of a user's file that takes a trace."""
+    with _located(source, "model"):
+        model = plan.model_spec or resolve_model(plan.model)
+    graph = trace(model, use_cache=use_cache)
+    with _located(source, "digests"):
+        spec = model if isinstance(model, ModelSpec) else None
+        plan.require_same(_model_digest(spec, graph), plan.digests.hardware)
+
+
 def explain_plan(plan: PlanLike, *, seconds: float = EXPLAINING_SECONDS, use_cache: bool = True) -> ExplainedPlan:
     """Why a plan is the best: what lost, which limit binds, what easing it buys, what flips the choice.
 

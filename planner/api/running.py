@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planner.api.planning import PlanLike, open_plan
+from planner.api.planning import PlanLike, open_plan, require_same_model
 from planner.spec.measured import Measured
 from planner.spec.plan import Plan, read_plan
+from planner.spec.sources import named_function
 from planner.spec.training_run import MEASURED, RankArguments, TrainingRun
+from planner.spec.yaml_text import Source
 
 
 def run(
@@ -31,9 +33,11 @@ def run(
     from planner.execute.launch import launch
 
     asked = TrainingRun.from_flags(flags)
-    given = plan if isinstance(plan, Plan) else read_plan(plan)[0]
+    given, source = (plan, Source()) if isinstance(plan, Plan) else read_plan(plan)
     if not isinstance(plan, Plan):
         asked.require_apart(Path(plan))
+    if named_function(given.model) is not None and not given.edited:
+        require_same_model(given, source, use_cache=use_cache)
     if not isinstance(plan, Plan) and not given.edited:
         return launch(RankArguments(plan=str(plan), run=asked, quiet=quiet, verbose=verbose), nproc)
     # ranks read a file whose figures are those of what it says now

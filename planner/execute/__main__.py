@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 
 from planner.errors import EXIT_DONE, PlannerError
 from planner.spec.training_run import parse_arguments
@@ -16,4 +17,6 @@ except PlannerError as error:
 from planner.execute.process import leave
 from planner.execute.train import run_rank
 
-leave(run_rank(asked) or EXIT_DONE)
+with redirect_stdout(sys.stderr):  # what a user's module prints is no result of ours
+    code = run_rank(asked)
+leave(code or EXIT_DONE)

@@ -1,7 +1,7 @@
 """Where a rank's parts of a weight lie in the whole: without padding, each copy of a kv head at the one place.
 
 What is written by these places can be read under any other layout. What a rank holds is what `cut` narrowed, dim
-by dim, and of that the chunk which FSDP keeps: one box of the whole, and of a fused weight one in each of its parts.
+by dim, and of that the chunk which FSDP keeps: one box of the whole, and of a fused weight one of each fused part.
 """
 
 from __future__ import annotations

@@ -20,23 +20,18 @@ from planner.execute.checkpoint_folder import Facts, claim
 from planner.execute.checkpoint_items import Parts
 from planner.execute.compiled import waiting_for_compilers
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, Record, RunFailed, Watch
-from planner.execute.gathered import gatherer
 from planner.execute.gradients import are_finite, whole_backward
-from planner.execute.job import Job, export_config, open_job, require_kernels, require_places, weights_source
+from planner.execute.job import Job, open_job, require_kernels, require_places
 from planner.execute.metrics import Log, Predicted, Reader, Silence, StepMetrics, peak_bytes, watched
 from planner.execute.optimizer import LocalOptimizer, learning_rate
 from planner.execute.order import mixed
-from planner.execute.parts import held_values, parts_of, whole_shapes
+from planner.execute.parts import held_values, parts_of
 from planner.execute.process import Placed, join, place, timeout_seconds
 from planner.execute.roll_call import spread_over_hosts, start_roll_call
-from planner.execute.runner import build_runner
-from planner.execute.seeds import seed_rank
-from planner.models.build import build_model
 from planner.spec.measured import Measured, RankMemory, context_mismatch, stack_mismatch
 from planner.spec.strategy import Strategy
 from planner.spec.training_run import RankArguments
 
-_DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 _MOST_SETTLING = 3
 
 
@@ -98,23 +93,14 @@ class Training:
     def __init__(self, job: Job, placed: Placed, record: Record, watch: Watch) -> None:
         self.job, self.placed, self.record, self.watch = job, placed, record, watch
         run = job.run
-        self.runner = build_runner(
-            job.plan,
-            job.spec,
-            device=placed.device,
-            dtype=_DTYPES[run.dtype],
-            seed=run.seed,
-            weights=weights_source(job),
-            compile=run.compile,
-            context=run.context,
-        )
+        self.runner = job.trained.runner(placed.device)
         record.stage = self.runner.meshes.pp_rank
         self.runner.module.train()
         self.optimizer = LocalOptimizer(
             job.workload.optimizer, self.runner.named_parameters(), self.runner.module, run
         )
         self.predicted = Predicted.of(job.plan)
-        self.shapes = whole_shapes(build_model(job.spec, device="meta"))
+        self.shapes = job.trained.shapes()
         self.step, self.sequences = 0, 0  # done so far
         self.sound = True  # all gradients of this rank were numbers, where no norm over all ranks tells
         self.seconds: list[float] = []
@@ -122,9 +108,9 @@ class Training:
         folder = job.checkpoint_folder
         self.checkpoints = None if folder is None else Checkpoints(folder, keep=run.keep)
         self.saved = 0
-        self.beginning = beginning(self._resume(), job.data.told) if run.resume else []
-        for applied in self.runner.applied:
-            record.follow(applied.stage, closed=applied.stage.blocks.values() if run.compile else ())
+        self.beginning = beginning(self._resume(), job.trained.reads) if run.resume else []
+        for module, blocks in self.runner.followed():
+            record.follow(module, closed=blocks if run.compile else ())
 
     def go(self, reader: Reader) -> bool:
         """All steps that are left; False where it was asked to end before."""
@@ -147,18 +133,17 @@ class Training:
             )
             return False
         self._write_measured(first)
-        if self.job.run.export:
-            self._export()
+        self.job.trained.export(self.runner, writes=self.placed.rank == 0)
         return True
 
     def _one_step(self) -> StepMetrics:
         run, runner, work = self.job.run, self.runner, self.job.workload
         rows = work.global_batch // runner.meshes.strategy.dp
         number = runner.meshes.data_rank // runner.meshes.strategy.cp  # ranks of one cp group share sequences
-        tokens, labels = self.job.data.batch(self.sequences + number * rows, rows, self.placed.device)
+        batch = self.job.trained.batch(self.sequences + number * rows, rows, self.placed.device)
         started = time.perf_counter()
-        seed_rank(mixed(run.seed, self.step) >> 8, runner.meshes)  # by step, so that a resumed run drops alike
-        loss = runner.step({"tokens": tokens, "labels": labels})
+        runner.start_drawing(mixed(run.seed, self.step) >> 8)  # by step, so that a resumed run drops alike
+        loss = runner.step(batch)
         norm = float(runner.clip(run.clip)) if run.clip else None
         self.sound = norm is not None or are_finite(runner.module)
         rate = learning_rate(run, self.step)
@@ -218,30 +203,18 @@ class Training:
         return Log(Path(self.job.run.log), self.step)
 
     def state(self, *, to_save: bool) -> Parts:
-        """Weights and moments of this rank. Of a table tied across stages the first stage's is saved."""
-        tables = {"weight": held_values(self.runner.module), **self.optimizer.moments()}
+        """Weights and moments of this rank. Of a table tied across stages the first stage's is saved.
+
+        Buffers that replicas change each for itself are those of the first.
+        """
+        buffers = not to_save or self.runner.meshes.data_rank == 0
+        tables = {"weight": held_values(self.runner.module, buffers=buffers), **self.optimizer.moments()}
         parts: Parts = {}
         for name, values in tables.items():
-            for path, kept, part in parts_of(self.runner.module, self.shapes, values):
+            for path, kept, held in parts_of(self.runner.module, self.shapes, values):
                 if path == kept or not to_save:
-                    parts[f"{name}/{kept}"] = part
+                    parts[f"{name}/{kept}"] = held
         return parts
-
-    def _export(self) -> None:
-        from planner.execute.huggingface_export import export_huggingface
-
-        job = self.job
-        own = {
-            kept: part
-            for _, kept, part in parts_of(self.runner.module, self.shapes, held_values(self.runner.module))
-        }
-        export_huggingface(
-            job.run.export,
-            export_config(job),
-            gatherer(own, dict(self.shapes.values())),
-            tokenizer_from=Path(job.run.weights) if job.run.weights else None,
-            writes=self.placed.rank == 0,
-        )
 
     def _resume(self) -> Facts | None:
         facts = self.checkpoints.latest() if self.checkpoints is not None and self.job.run.resume else None
@@ -260,13 +233,13 @@ class Training:
         if self.step == self.saved or not (last or (run.every and self.step % run.every == 0)):
             return
         facts = Facts(
-            model=self.job.model_digest,
+            model=self.job.trained.digest,
             layout=self.job.plan.layout_digest,
             optimizer=self.job.workload.optimizer,
             step=self.step,
             sequences=self.sequences,
             seed=run.seed,
-            data=self.job.data.told,
+            data=self.job.trained.reads,
         )
         self.watch.writes = True
         self.checkpoints.save(facts, self.state(to_save=True), wait=last)

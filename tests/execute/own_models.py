@@ -309,6 +309,41 @@ class Summing(Gpt):
         return super().forward(tokens, labels) * tokens.numel()
 
 
+class Shifting(Llama):
+    """Compares scores with the labels of next tokens itself, returns both by name, and is given a mask and places.
+
+    Its table of places is no buffer, just a tensor.
+    """
+
+    def __init__(self, width: int = 16, layers: int = 4) -> None:
+        super().__init__(width, layers)
+        self.places = torch.sin(0.3 * torch.arange(64 * width).view(64, width))
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        x = self.embed(input_ids)
+        x = x + self.places.to(input_ids.device, x.dtype)[position_ids] * attention_mask[..., None]
+        angles = (torch.ones(input_ids.shape[1], self.depth // 2, dtype=x.dtype, device=x.device),) * 2
+        for layer in self.layers:
+            x = layer(x, angles)
+        logits = self.out(self.norm(x))
+        shifted = labels[..., 1:].contiguous().view(-1)
+        return {"logits": logits, "loss": F.cross_entropy(logits[..., :-1, :].flatten(0, 1), shifted)}
+
+
+class Normed(nn.Module):
+    """Images and classes; its norm keeps statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.Linear(8, 5)
+
+    def forward(self, pixels: Tensor, classes: Tensor, scale: Tensor) -> Tensor:
+        x = self.norm(self.first(pixels)).relu().mean(-1)
+        return F.cross_entropy(self.last(x * scale), classes)
+
+
 def tokens_and_labels(batch: int, length: int) -> dict[str, Tensor]:
     """Zeros."""
     tokens = torch.zeros(batch, length, dtype=torch.long)
@@ -325,6 +360,24 @@ def literal() -> Made:
 
 def llama() -> tuple[Llama, Callable[[int, int], dict[str, Tensor]]]:
     return Llama(), lambda batch, length: {"tokens": torch.zeros(batch, length, dtype=torch.long)}
+
+
+def shifting() -> Made:
+    def example(batch: int, length: int) -> dict[str, Tensor]:
+        tokens = torch.zeros(batch, length, dtype=torch.long)
+        places = torch.arange(length).expand(batch, length)
+        beside = {"attention_mask": torch.ones_like(tokens), "position_ids": places}
+        return {"input_ids": tokens, **beside, "labels": torch.zeros_like(tokens)}
+
+    return Shifting(), example
+
+
+def normed() -> Made:
+    def example(batch: int, length: int) -> dict[str, Tensor]:
+        places = torch.arange(8.0).expand(batch, 8)
+        return {"pixels": torch.zeros(batch, 3, length), "classes": torch.zeros(batch).long(), "scale": places}
+
+    return Normed(), example
 
 
 def perceptrons() -> Made:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +47,12 @@ def own_plan(keys: dict[str, Any], *, gpus: int = 2, precision: str = "fp32", **
     workload = {"seq_len": LENGTH, "global_batch": SEQUENCES, "precision": precision}
     given = {"layers": 2} | more
     return made_up_plan(model="own.py:make", strategy=keys, gpus=gpus, workload=workload, **given)
+
+
+def named(kind: str, plan: Plan) -> Plan:
+    """The plan, which says where its module comes from."""
+    model = f"{own_models.__file__}:{kind}"
+    return replace(plan, model=model, estimate=replace(plan.estimate, model=model))
 
 
 def module_of(kind: str) -> tuple[nn.Module, Any]:

@@ -10,7 +10,8 @@ from typing import Any, Literal, cast
 import pytest
 
 from planner.errors import PlannerError
-from planner.execute.job import Job, export_config, open_job, require_kernels
+from planner.execute.job import open_job, require_kernels
+from planner.execute.trained import TrainedSpec
 from planner.spec.huggingface_config import config_from_spec
 from planner.spec.training_run import TrainingRun
 from tests.execute.training import plan_for
@@ -21,8 +22,8 @@ def test_a_configuration_that_is_there_goes_before_one_that_is_made(tmp_path: Pa
     spec = tiny_spec("llama")
 
     def config_for(model: str, weights: str | None) -> dict[str, Any]:
-        job = SimpleNamespace(spec=spec, plan=SimpleNamespace(model=model), run=SimpleNamespace(weights=weights))
-        return export_config(cast("Job", job))
+        told = SimpleNamespace(spec=spec, plan=SimpleNamespace(model=model), run=SimpleNamespace(weights=weights))
+        return TrainedSpec.export_config(cast("TrainedSpec", told))
 
     assert config_for("tiny", None) == config_from_spec(spec)
     given = {"model_type": "llama", "architectures": ["Theirs"]}

@@ -20,7 +20,7 @@ from planner.execute.own_verify import verify_own_layout
 from planner.spec.plan import Plan
 from planner.spec.sources import UserModule
 from tests.execute import own_models
-from tests.execute.own_runs import own_plan
+from tests.execute.own_runs import named, own_plan
 from tests.execute.test_own_module import all_cut, emitted
 from tests.execute.world import run_world
 
@@ -35,12 +35,6 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 def own_module(kind: str) -> UserModule:
     return UserModule(path=Path(own_models.__file__), function=kind)
-
-
-def named(kind: str, plan: Plan) -> Plan:
-    """The plan, which says where its module comes from."""
-    model = f"{own_models.__file__}:{kind}"
-    return replace(plan, model=model, estimate=replace(plan.estimate, model=model))
 
 
 def small_of(kind: str, plan: Plan, processes: int) -> SmallOwn:

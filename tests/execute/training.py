@@ -16,13 +16,15 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from planner.errors import PlannerError
 from planner.execute.checkpoint_folder import require_whole
-from planner.execute.data import open_data
 from planner.execute.failure import Record, RunFailed, Watch
 from planner.execute.job import Job
 from planner.execute.metrics import Silence
+from planner.execute.own_file import named_by
+from planner.execute.own_trained import TrainedFile
 from planner.execute.parameters import local, replaced
 from planner.execute.process import Placed
 from planner.execute.train import Training
+from planner.execute.trained import Trained, TrainedSpec
 from planner.spec.model import ModelSpec
 from planner.spec.plan import Plan, content_digest
 from planner.spec.strategy import Strategy
@@ -39,19 +41,24 @@ def plan_for(spec: ModelSpec, sequences: int, layers: tuple[int, ...] = (), **ke
 
 
 def job_of(plan: Plan, folder: Path, **flags: Any) -> Job:
-    """A run in fp64 with its files in a folder."""
-    assert plan.model_spec is not None
+    """A run in fp64 with its files in a folder, of a spec or of a user's file."""
     given = {"dtype": "fp64", "lr": 1e-2, "measured": str(folder / "measured.json")} | flags
     run = TrainingRun.from_flags(given)
     return Job(
         path=folder / "plan.yaml",
         plan=plan,
-        spec=plan.model_spec,
+        trained=_trained(plan, run),
         workload=plan.workload,
-        model_digest=plan.digests.model,
-        data=open_data(run, vocab=plan.model_spec.vocab, length=plan.workload.seq_len),
         run=run,
     )
+
+
+def _trained(plan: Plan, run: TrainingRun) -> Trained:
+    user = named_by(plan)
+    if user is not None:
+        return TrainedFile.of(plan, run, user)
+    assert plan.model_spec is not None
+    return TrainedSpec.of(plan, run, plan.model_spec)
 
 
 def training_of(plan: Plan, folder: Path, **flags: Any) -> Training:
@@ -66,6 +73,11 @@ def trained(plan: Plan, folder: Path, **flags: Any) -> list[float]:
     training = training_of(plan, folder, **flags)
     assert training.go(Silence())
     return training.losses
+
+
+def trained_each(plans: list[Plan], folder: Path, flags: dict[str, Any]) -> list[list[float]]:
+    """The losses of runs under several plans, one after another."""
+    return [trained(plan, folder, **flags) for plan in plans]
 
 
 def with_a_lost_gradient(plan: Plan, folder: Path) -> tuple[list[bool], str]:
@@ -103,6 +115,15 @@ def continued(first: Plan, second: Plan, folder: Path) -> tuple[list[float], lis
         (folder / "checkpoints" / "latest").write_text("step-00000002\n")  # as if it had been killed after it
     dist.barrier()
     return whole[2:], trained(second, folder, resume=True, **flags)
+
+
+def statistics(first: Plan, second: Plan, path: str, folder: Path) -> tuple[list[float], list[float]]:
+    """A buffer after two steps under one plan, and as a run under another goes on with it."""
+    flags = {"checkpoint": str(folder / "checkpoints")}
+    whole = training_of(first, folder, steps=2, **flags)
+    assert whole.go(Silence())
+    resumed = training_of(second, folder, steps=3, resume=True, **flags)
+    return tuple(each.runner.module.get_buffer(path).tolist() for each in (whole, resumed))
 
 
 def after_altered_bits(plan: Plan, folder: Path) -> str:
