@@ -18,7 +18,7 @@ def choices_of(graph: Graph, *, cut: bool = True) -> Choices:
         for sp in (False, True)
     }
     alone = {name: tuple(dict.fromkeys((*by_sp[False][name], *by_sp[True][name]))) for name in graph.blocks}
-    together = tuple(found for found in products(alone) if _ties_hold(graph, found))
+    together = tuple(found for found in products(alone) if not cut or _ties_hold(graph, found))
     return Choices(
         alone=alone,
         together=together,

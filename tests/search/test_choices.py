@@ -11,6 +11,7 @@ from planner.errors import PlannerError
 from planner.search.choices import choices_of
 from planner.spec.sources import UserModule
 from tests.cost.training_cases import tiny
+from tests.execute import own_models
 from tests.search import mlps
 
 
@@ -24,6 +25,13 @@ def test_uncut_every_block_has_the_usual_assignment() -> None:
     found = choices_of(tiny("llama"), cut=False)
     assert found.together == ({"start": frozenset(), "blocks.0": frozenset(), "end": frozenset()},)
     assert found.allowed == {False: (True,), True: (True,)}
+
+
+def test_uncut_blocks_share_a_weight_whatever_their_assignments() -> None:
+    """The usual one would cut the table in front, and not the head, whose scores are returned."""
+    graph = trace(UserModule(path=Path(own_models.__file__), function="pair"))
+    assert len(graph.tied) == 1
+    assert len(choices_of(graph, cut=False).together) == 1
 
 
 def test_too_many_assignments_are_refused_where_tp_cuts() -> None:
