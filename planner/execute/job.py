@@ -9,7 +9,6 @@ from pathlib import Path
 from planner.errors import PlannerError
 from planner.execute.checkpoint_folder import latest, require_resumable, require_room, require_whole
 from planner.execute.compiled import require_compiler
-from planner.execute.own_trained import TrainedFile
 from planner.execute.ring import require_ring_kernel
 from planner.execute.trained import Trained, TrainedSpec
 from planner.spec.model import ModelSpec
@@ -84,6 +83,8 @@ def _trained(plan: Plan, run: TrainingRun, source: Source) -> Trained:
     if isinstance(found, ModelSpec):
         return TrainedSpec.of(plan, run, found)
     if isinstance(found, UserModule):
+        from planner.execute.own_trained import TrainedFile  # which loads half of torch
+
         return TrainedFile.of(plan, run, found)
     raise PlannerError(
         "a model is run that a specification or a config.json describes, or FILE.py:FUNCTION makes",

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from planner.execute.data import TrainingData, open_data
 from planner.execute.gathered import gatherer
 from planner.execute.parts import Shapes, held_values, parts_of, whole_shapes
 from planner.execute.ring import require_context
-from planner.execute.runner import Runner, build_runner
 from planner.execute.weights import Source
 from planner.models.build import build_model
 from planner.spec.huggingface_config import config_at
@@ -27,6 +26,9 @@ from planner.spec.model import ModelSpec
 from planner.spec.plan import Plan, content_digest
 from planner.spec.training_run import TrainingRun
 from planner.spec.workload import TrainWorkload
+
+if TYPE_CHECKING:  # whoever starts the ranks builds no model; what builds one loads half of torch
+    from planner.execute.runner import Runner
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
@@ -119,6 +121,8 @@ class TrainedSpec(Trained):
 
     def runner(self, device: torch.device) -> Runner:
         """Drawn from the seed, or read from a folder: no rank ever holds the whole."""
+        from planner.execute.runner import build_runner
+
         return build_runner(
             self.plan,
             self.spec,
