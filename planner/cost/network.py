@@ -17,10 +17,12 @@ from planner.cost.layouts import Floats, Ints, Layouts
 from planner.spec.hardware import HardwareProfile
 
 GroupAxis = Literal[
-    "tp", "cp", "cp_neighbours", "data", "shard", "copies", "ep", "ep_node", "etp", "expert_data", "stages"
-]
+    "tp", "same_head", "cp", "cp_neighbours", "data", "shard", "copies", "ep", "ep_node", "etp", "expert_data",
+    "stages",
+]  # fmt: skip
 Ranks: TypeAlias = np.ndarray[Any, Any]
-Mesh: TypeAlias = tuple[str, int, int, int, int, int, int, int]  # order, tp, cp, dp, pp, ep, etp, dp_replicate
+# order, tp, cp, dp, pp, ep, etp, dp_replicate, tp ranks with the same head of keys and values
+Mesh: TypeAlias = tuple[str, int, int, int, int, int, int, int, int]
 
 
 class Network:
@@ -80,12 +82,19 @@ class Group:
 
 
 class MeshRows:
-    """The distinct meshes among layouts, and which rows have which."""
+    """The distinct meshes among layouts, and which rows have which.
 
-    def __init__(self, layouts: Layouts) -> None:
+    `same_head` counts the neighbours in tp that keep copies of one head of keys and values.
+    """
+
+    def __init__(self, layouts: Layouts, same_head: Floats | None = None) -> None:
+        alike = np.ones(len(layouts)) if same_head is None else same_head
         columns = np.stack(
-            [layouts.tp, layouts.cp, layouts.dp, layouts.pp, layouts.ep, layouts.etp, layouts.dp_replicate]
-        )
+            [
+                layouts.tp, layouts.cp, layouts.dp, layouts.pp, layouts.ep, layouts.etp, layouts.dp_replicate,
+                alike.astype(np.int64),
+            ]
+        )  # fmt: skip
         orders, numbers = np.unique(layouts.order, return_inverse=True)
         keyed = np.concatenate([numbers.reshape(1, -1), columns]).T
         distinct, inverse = np.unique(keyed, axis=0, return_inverse=True)
@@ -119,7 +128,7 @@ def _node_part(mesh: Mesh, node_gpus: int) -> Ranks:
 
 def group_ranks(axis: GroupAxis, mesh: Mesh) -> np.ndarray[Any, Any]:
     """The ranks of the first group along an axis; of neighbours, the two that are furthest apart."""
-    order, tp, cp, dp, pp, ep, etp, copies = mesh
+    order, tp, cp, dp, pp, ep, etp, copies, same_head = mesh
     sizes = {"tp": tp, "cp": cp, "dp": dp, "pp": pp}
     strides, stride = {}, 1
     for name in order.split("-"):
@@ -129,6 +138,8 @@ def group_ranks(axis: GroupAxis, mesh: Mesh) -> np.ndarray[Any, Any]:
         return np.array([0, strides["pp"] * (pp - 1)]) if pp > 1 else np.array([0])
     if axis == "cp_neighbours":
         return np.array([0, strides["cp"] * (cp - 1)]) if cp > 1 else np.array([0])
+    if axis == "same_head":
+        return np.arange(same_head) * strides["tp"]
     if axis in ("tp", "cp"):
         return np.arange(sizes[axis]) * strides[axis]
     if axis in ("data", "shard", "copies"):

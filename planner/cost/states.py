@@ -28,13 +28,16 @@ def least_state_bytes(pricer: BlockPricer, layouts: Layouts, dense: Floats, expe
         blocks=(), counts=np.zeros((1, 0), dtype=np.int64), rank_of=np.zeros(1, dtype=np.int64), pp=1,
         sends=np.zeros(1, dtype=np.bool_), receives=np.zeros(1, dtype=np.bool_),
     )  # fmt: skip
+    nothing = np.zeros_like(dense)[None]
     weights = RankWeights(
         blocks={},
         tied={},
         dense=dense[None],
         experts=experts[None],
-        parts=np.zeros_like(dense)[None],
-        largest_block=np.zeros_like(dense)[None],
+        parts=nothing,
+        copied=nothing,
+        copies=np.ones_like(dense),
+        largest_block=nothing,
     )
     return np.asarray(RankStates(pricer, layouts, nobody, weights).least()[0])
 

@@ -20,7 +20,7 @@ from planner.cost.elementwise import elementwise_seconds, optimizer_bytes_per_pa
 from planner.cost.kernels import Sizes
 from planner.cost.layouts import Floats, Ints, Layouts
 from planner.cost.memory import MemoryCosts, rank_memory
-from planner.cost.network import MeshRows
+from planner.cost.network import GroupAxis, MeshRows
 from planner.cost.simulate import Timeline, simulate
 from planner.cost.stages import StageCounts, stage_counts
 from planner.cost.steps import OnceAStep, StageWork, Step, put_off, step
@@ -129,9 +129,9 @@ class SharedStages:
     ) -> None:
         self.cost, self.layouts, self.stages, self.activations = cost, layouts, stages, activations
         self.pricer, self.workload, self.profile = cost.pricer, cost.workload, cost.profile
-        self.meshes = MeshRows(layouts)
         self.blocks: Mapping[str, BlockCost] = blocks or self.pricer.costs(layouts)
         self.weights = rank_weights(cost.pricer.kernels, cost.tied, layouts, stages)
+        self.meshes = MeshRows(layouts, self.weights.copies)
         self.interference = self.profile.interference
 
     def parts(self) -> Times:
@@ -313,11 +313,14 @@ class SharedStages:
     def _parts_seconds(self) -> Floats:
         """Gradients of which each tensor-parallel rank has a part, packed, summed and unpacked in fp32.
 
-        Copies of a head are summed by those that keep them; they are priced as sums over the whole group.
+        Those of copies of a head are summed apart, by the ranks that keep them.
         """
-        bytes_ = self.weights.parts / np.maximum(self.layouts.dp_shard, 1) * FP32_BYTES
+        return self._summed_seconds("tp", self.weights.parts) + self._summed_seconds("same_head", self.weights.copied)
+
+    def _summed_seconds(self, axis: GroupAxis, elements: Floats) -> Floats:
+        bytes_ = elements / np.maximum(self.layouts.dp_shard, 1) * FP32_BYTES
         packing = elementwise_seconds(self.profile.device, self.profile.elementwise, _PACKED * bytes_, kernels=0)
-        sending = self.pricer.network.seconds("all_reduce", "tp", self.meshes, bytes_)
+        sending = self.pricer.network.seconds("all_reduce", axis, self.meshes, bytes_)
         return np.asarray(np.where(bytes_ > 0, packing + sending, 0.0))
 
     def _copies(self, parameters: Floats) -> data_parallel.Copies:

@@ -27,6 +27,8 @@ class Weights:
     dense: Floats  # replicated over data and context parallel ranks
     experts: Floats  # replicated over an expert's own data-parallel ranks
     parts: Floats  # of dense: each tensor-parallel rank makes a part of their gradients
+    copied: Floats  # of dense: heads of keys and values, each of whose `copies` makes a part
+    copies: Floats  # tensor-parallel ranks that keep the same head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,8 @@ class RankWeights:
     dense: Floats
     experts: Floats
     parts: Floats
+    copied: Floats
+    copies: Floats  # [layout]
     largest_block: Floats
 
 
@@ -63,10 +67,6 @@ class HeldParameter:
         part = layouts.sp if self.parts == "sequence" else np.full(len(layouts), self.parts == "always")
         return np.asarray(part & (layouts.tp > 1))
 
-    def summed(self, layouts: Layouts) -> Bools:
-        """Where its gradient is a sum over tensor-parallel ranks, or over those that keep the same head."""
-        return np.asarray(self.in_parts(layouts) | (self.copies > 1))
-
     def spread(self, ranks: Floats) -> Floats:
         """Elements of all shards together: rows filled up to divide, or columns cut where experts are fewer."""
         padded = np.ceil(self.rows / ranks) * ranks * self.row_elements
@@ -82,9 +82,11 @@ def rank_weights(
 ) -> RankWeights:
     """What every pipeline rank holds under layouts that share their stages; ties as `tied_parameters` tells."""
     blocks = _weights_of_ways([kernels[name] for name in stages.blocks], layouts)
-    dense = stages.rank_sums(stages.sums(np.stack([blocks[name].dense for name in stages.blocks])))
-    experts = stages.rank_sums(stages.sums(np.stack([blocks[name].experts for name in stages.blocks])))
-    parts = stages.rank_sums(stages.sums(np.stack([blocks[name].parts for name in stages.blocks])))
+    listed = [blocks[name] for name in stages.blocks]
+    dense, experts, parts, copied = (
+        stages.rank_sums(stages.sums(np.stack(numbers)))
+        for numbers in zip(*((item.dense, item.experts, item.parts, item.copied) for item in listed), strict=True)
+    )
     tied: dict[str, Floats] = {}
     for group in tied_groups:
         here = np.zeros(stages.pp, dtype=np.bool_)
@@ -95,10 +97,20 @@ def rank_weights(
             again = np.where((has & here)[:, None], shared.elements, 0.0)
             here |= has
             dense -= again
-            parts -= again * shared.summed(layouts)
+            parts -= again * shared.in_parts(layouts)
+            copied -= again * (shared.copies > 1)
             tied[name] = tied.get(name, 0.0) + again
     largest = stages.most(np.stack([weights.dense + weights.experts for weights in blocks.values()]))
-    return RankWeights(blocks=blocks, tied=tied, dense=dense, experts=experts, parts=parts, largest_block=largest)
+    return RankWeights(
+        blocks=blocks,
+        tied=tied,
+        dense=dense,
+        experts=experts,
+        parts=parts,
+        copied=copied,
+        copies=np.stack([item.copies for item in listed]).max(axis=0),
+        largest_block=largest,
+    )
 
 
 def _named(
@@ -123,14 +135,17 @@ def _weights_of_ways(kernels: Iterable[Kernels], layouts: Layouts) -> dict[str, 
 
 def block_weights(block: Block, splits: Mapping[str, OperatorSplit], layouts: Layouts) -> Weights:
     """Cut weights are divided by tp, an expert's by ep·etp; the vocabulary is padded to divide."""
-    dense, experts, parts = np.zeros((3, len(layouts)))
+    dense, experts, parts, copied = np.zeros((4, len(layouts)))
+    copies = np.ones(len(layouts))
     for held in held_parameters(block, splits, layouts):
         if held.expert:
             experts = experts + held.elements
         else:
             dense = dense + held.elements
-            parts = parts + held.elements * held.summed(layouts)
-    return Weights(dense=dense, experts=experts, parts=parts)
+            parts = parts + held.elements * held.in_parts(layouts)
+            copied = copied + held.elements * (held.copies > 1)
+            copies = np.maximum(copies, held.copies)
+    return Weights(dense=dense, experts=experts, parts=parts, copied=copied, copies=copies)
 
 
 def held_parameters(

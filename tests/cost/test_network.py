@@ -40,7 +40,7 @@ def alike(strategy: Strategy, *free: str) -> list[int]:
 
 def mesh_of(strategy: Strategy) -> Any:
     keys = ("order", "tp", "cp", "dp", "pp", "ep", "etp", "dp_replicate")
-    return tuple(getattr(strategy, key) for key in keys)
+    return (*(getattr(strategy, key) for key in keys), 1)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -97,6 +97,19 @@ def test_a_collective_is_priced_on_its_ranks_beside_the_others() -> None:
                 profile, "all_reduce", bytes_[place], ranks=ranks, concurrent_groups=32 // len(ranks)
             )
             assert found[place] == pytest.approx(expected)
+
+
+def test_copies_of_a_head_are_neighbours_in_tensor_parallelism() -> None:
+    """Of eight ranks that have two heads the first four keep the first; of one that has its own it is alone."""
+    given = [{"tp": 8, "dp": 4}, {"tp": 8, "dp": 4, "order": "dp-tp-cp-pp"}, {"tp": 2, "dp": 16}]
+    rows = MeshRows(layouts(*given), np.array([4.0, 4.0, 1.0]))
+    groups = [group_ranks("same_head", rows.meshes[place]).tolist() for place in rows.meshes_of_rows]
+    assert groups == [[0, 1, 2, 3], [0, 4, 8, 12], [0]]
+    profile = hardware("dgx-h100")
+    found = Network(profile).seconds("all_reduce", "same_head", rows, 1e8)
+    within = collective_seconds(profile, "all_reduce", 1e8, ranks=range(4), concurrent_groups=8)
+    across = collective_seconds(profile, "all_reduce", 1e8, ranks=range(0, 16, 4), concurrent_groups=8)
+    assert found.tolist() == pytest.approx([within, across, 0.0])
 
 
 def test_groups_of_one_cost_nothing() -> None:

@@ -148,9 +148,11 @@ def test_parts_of_gradients_are_summed_once_a_step() -> None:
 
     assert of(tp=2, sp=True, zero=0) == pytest.approx(norms)
     assert of(tp=2, sp=False, zero=0) == 0.0
-    # four ranks have two heads of keys and values: each a half of them, of which another rank has the same
-    heads = 4.0 * 2 * 2 * 16 * 64 * 1
-    assert of(tp=4, sp=False, zero=0) == pytest.approx(1.5 * heads / LINK + 4 * heads / BANDWIDTH)
+    # four ranks have two heads of keys and values: each one of them, summed with the one rank that has the same
+    heads = 4.0 * 2 * 2 * 16 * 64
+    pairs = heads / LINK + 4 * heads / BANDWIDTH
+    assert of(tp=4, sp=False, zero=0) == pytest.approx(pairs)
+    assert of(tp=4, sp=True, zero=0) == pytest.approx(pairs + 1.5 * bytes_ / LINK + 4 * bytes_ / BANDWIDTH)
 
 
 def test_nothing_overlaps_where_launches_wait_for_kernels() -> None:
