@@ -7,6 +7,7 @@ spoils nothing. All nodes share the folder.
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import os
@@ -45,13 +46,16 @@ METADATA = ".metadata"  # torch's own: a pickle of where each tensor lies
 
 
 class Checkpoints:
-    """The checkpoints of a run in their folder. Every rank calls the same, in the same order."""
+    """The checkpoints of a run in their folder. Every rank calls the same, in the same order.
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    Ranks wait `seconds` for one another.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, seconds: float) -> None:
         self.folder = folder
         self._keep = keep
         # a group of its own, so that writing meets no collective of a step; gloo, for it runs in a thread
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=seconds))
         self._writing: threading.Thread | None = None
         self._failed: BaseException | None = None
 

@@ -103,18 +103,23 @@ def require_compiler(device: str) -> None:
 
 @contextmanager
 def waiting_for_compilers() -> Iterator[None]:
-    """Ranks wait long for one another: they compile at different speeds, and a stage while the others wait.
-
-    NCCL heeds this. gloo keeps the timeouts that its groups were made with: half an hour, and what `join` gives.
-    """
+    """Ranks wait long for one another: they compile at different speeds, and a stage while the others wait."""
     before = [(backend, backend.options._timeout) for backend in _backends()]
-    for backend, usual in before:
-        backend._set_default_timeout(max(usual, datetime.timedelta(seconds=COMPILING_SECONDS)))
+    wait_at_least(COMPILING_SECONDS)
     try:
         yield
     finally:
         for backend, usual in before:
             backend._set_default_timeout(usual)
+
+
+def wait_at_least(seconds: float) -> None:
+    """No group of this rank gives up sooner: torch makes those of NCCL for ten minutes, those of gloo for thirty.
+
+    What gloo sends from one rank to another keeps to the timeout that its group was made with.
+    """
+    for backend in _backends():
+        backend._set_default_timeout(max(backend.options._timeout, datetime.timedelta(seconds=seconds)))
 
 
 def _backends() -> Iterator[Any]:

@@ -98,6 +98,11 @@ def timeout_seconds(run: TrainingRun, plan: Plan) -> float:
     return run.timeout or max(_LEAST_SECONDS, _STEPS * plan.estimate.step_seconds)
 
 
+def waiting_seconds(run: TrainingRun, plan: Plan) -> float:
+    """How long a rank waits for others anywhere: as in a step, and outside of steps no shorter than by default."""
+    return max(COMPILING_SECONDS if run.compile else _LEAST_SECONDS, timeout_seconds(run, plan))
+
+
 def ending_seconds(plan: Plan, checkpoint_bytes: int) -> int:
     """How long ranks may take to end once they are asked to: max(30, 2·bytes/(100 MB/s) + 3·step).
 
@@ -118,10 +123,10 @@ def keep_freed_memory() -> None:
         options(_TRIM_THRESHOLD, _NEVER)
 
 
-def join(placed: Placed, *, compiles: bool = False) -> None:
-    """Meet the other ranks. How long they wait for one another in a step is for `Watch` to say.
+def join(placed: Placed, seconds: float) -> None:
+    """Meet the other ranks, and wait for them so long in the group of all.
 
-    Ranks that compile blocks do so at different speeds, and gloo takes its timeout once, when a group is made.
+    It is given here, not raised when something takes long: gloo's messages heed only what their group was made with.
     """
     if placed.device.type == "cuda":
         torch.cuda.set_device(placed.device)
@@ -129,7 +134,7 @@ def join(placed: Placed, *, compiles: bool = False) -> None:
         keep_freed_memory()
     dist.init_process_group(
         placed.backend,
-        timeout=datetime.timedelta(seconds=COMPILING_SECONDS if compiles else _LEAST_SECONDS),
+        timeout=datetime.timedelta(seconds=seconds),
         device_id=placed.device if placed.device.type == "cuda" else None,
     )
 

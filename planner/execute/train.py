@@ -18,7 +18,7 @@ from planner.errors import EXIT_DONE
 from planner.execute.checkpoint import Checkpoints
 from planner.execute.checkpoint_folder import Facts, claim
 from planner.execute.checkpoint_items import Parts
-from planner.execute.compiled import waiting_for_compilers
+from planner.execute.compiled import wait_at_least, waiting_for_compilers
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, Record, RunFailed, Watch
 from planner.execute.gradients import are_finite, whole_backward
 from planner.execute.job import Job, open_job, require_kernels, require_places
@@ -26,7 +26,7 @@ from planner.execute.metrics import Log, Predicted, Reader, Silence, StepMetrics
 from planner.execute.optimizer import LocalOptimizer, learning_rate
 from planner.execute.order import mixed
 from planner.execute.parts import held_values, parts_of
-from planner.execute.process import Placed, join, place, timeout_seconds
+from planner.execute.process import Placed, join, place, timeout_seconds, waiting_seconds
 from planner.execute.roll_call import spread_over_hosts, start_roll_call
 from planner.spec.measured import Measured, RankMemory, context_mismatch, stack_mismatch
 from planner.spec.strategy import Strategy
@@ -56,7 +56,7 @@ def _run(asked: RankArguments, record: Record) -> int:
     record.stage = stage_of(job.plan.strategy, placed.rank)
     if RECORDS not in os.environ:
         require_kernels(job, placed.device.type)
-    join(placed, compiles=job.run.compile)
+    join(placed, waiting_seconds(job.run, job.plan))
     claimed = None  # as long as this process lives
     if RECORDS not in os.environ and placed.rank == 0:  # else whoever started the ranks has looked
         claimed = claim(job.checkpoint_folder) if job.checkpoint_folder is not None else None
@@ -94,6 +94,8 @@ class Training:
         self.job, self.placed, self.record, self.watch = job, placed, record, watch
         run = job.run
         self.runner = job.trained.runner(placed.device)
+        patience = waiting_seconds(run, job.plan)
+        wait_at_least(patience)
         record.stage = self.runner.meshes.pp_rank
         self.runner.module.train()
         self.optimizer = LocalOptimizer(
@@ -106,7 +108,7 @@ class Training:
         self.seconds: list[float] = []
         self.losses: list[float] = []
         folder = job.checkpoint_folder
-        self.checkpoints = None if folder is None else Checkpoints(folder, keep=run.keep)
+        self.checkpoints = None if folder is None else Checkpoints(folder, keep=run.keep, seconds=patience)
         self.saved = 0
         self.beginning = beginning(self._resume(), job.trained.reads) if run.resume else []
         for module, blocks in self.runner.followed():

@@ -17,7 +17,7 @@ from planner.errors import PlannerError
 from planner.execute.failure import RECORDS, Record, RunFailed, Watch, read_report, read_where
 from planner.execute.job import checkpoint_bytes
 from planner.execute.launch import PContext, failure_of, waiting
-from planner.execute.process import ending_seconds, require_ranks, timeout_seconds
+from planner.execute.process import ending_seconds, require_ranks, timeout_seconds, waiting_seconds
 from planner.models.build import build_model
 from planner.spec.plan import Plan
 from planner.spec.training_run import TrainingRun
@@ -121,6 +121,9 @@ def test_ranks_and_patience_follow_from_the_plan() -> None:
         require_ranks(plan, 8)
     assert timeout_seconds(TrainingRun(), plan) == max(300.0, 30 * plan.estimate.step_seconds)
     assert timeout_seconds(TrainingRun(timeout=7.0), plan) == 7.0
+    assert waiting_seconds(TrainingRun(timeout=7.0), plan) == 300.0
+    assert waiting_seconds(TrainingRun(timeout=400.0), plan) == 400.0
+    assert waiting_seconds(TrainingRun(timeout=7.0, compile=True), plan) == 3600.0
 
 
 def test_ranks_get_the_time_to_end_that_their_checkpoint_takes(tmp_path: Path) -> None:

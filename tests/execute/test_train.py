@@ -10,7 +10,7 @@ from planner.execute.checkpoint_folder import Facts, whole_step
 from planner.execute.failure import RunFailed
 from planner.execute.gradients import whole_backward
 from planner.execute.train import beginning, require_finite
-from tests.execute.training import plan_for, with_a_lost_gradient
+from tests.execute.training import patience, plan_for, with_a_lost_gradient
 from tests.execute.world import run_world
 from tests.tiny import tiny_spec
 
@@ -25,6 +25,12 @@ def test_a_rank_is_watched_while_it_hears_whether_to_go_on_and_of_a_gradient_tha
         assert "error[gradients]: the sum of each rank's gradients is a number" in told
         assert "at step 2" in told
     assert whole_step(tmp_path / "kept") == 1
+
+
+def test_no_group_gives_up_before_a_step_does(tmp_path: Path) -> None:
+    plan = plan_for(tiny_spec("llama", layers=2, vocab=99), 4, gpus=2, tp=2)
+    for found in run_world(2, patience, plan, tmp_path, 5000.0):
+        assert found == {"tp": 5000.0, "checkpoint": 5000.0}
 
 
 def test_a_run_that_was_to_go_on_says_from_where_and_whether_its_data_is_another() -> None:

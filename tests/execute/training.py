@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from planner.errors import PlannerError
 from planner.execute.checkpoint_folder import require_whole
+from planner.execute.compiled import waiting_for_compilers
 from planner.execute.failure import Record, RunFailed, Watch
 from planner.execute.job import Job
 from planner.execute.metrics import Silence
@@ -105,6 +106,16 @@ def with_a_lost_gradient(plan: Plan, folder: Path) -> tuple[list[bool], str]:
             training.checkpoints.finish()
             return watched, str(error)
     raise AssertionError("nothing was said")
+
+
+def patience(plan: Plan, folder: Path, seconds: float) -> dict[str, float]:
+    """How long groups wait in a run that was told to be so patient in a step."""
+    with waiting_for_compilers():  # which gives the groups of these ranks their usual patience back
+        training = training_of(plan, folder, timeout=seconds, checkpoint=str(folder / "kept"))
+        assert training.checkpoints is not None
+        groups = {"tp": training.runner.meshes.tp.group, "checkpoint": training.checkpoints._group}
+        backends = {name: group._get_backend(torch.device("cpu")) for name, group in groups.items() if group}
+        return {name: backend.options._timeout.total_seconds() for name, backend in backends.items()}
 
 
 def continued(first: Plan, second: Plan, folder: Path) -> tuple[list[float], list[float]]:
