@@ -21,6 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from planner.errors import PlannerError
 from planner.execute.checkpoint_folder import claim, whole_step
 from planner.execute.failure import EXIT_TERMINATED, RECORDS, RunFailed, read_report, read_where
+from planner.execute.free_memory import require_memory
 from planner.execute.job import Job, checkpoint_bytes, open_job, require_kernels, require_places
 from planner.execute.parameters import replaced
 from planner.execute.process import device_kind, ending_seconds, require_ranks
@@ -51,7 +52,10 @@ def launch(asked: RankArguments, nproc: int = 0) -> Measured:
     """
     job = open_job(Path(asked.plan), asked.run)
     require_ranks(job.plan, nproc or job.plan.gpus)
-    require_kernels(job, device_kind(job.run.device, job.plan.gpus))
+    device = device_kind(job.run.device, job.plan.gpus)
+    if device == "cpu":
+        require_memory(job.plan)
+    require_kernels(job, device)
     with contextlib.ExitStack() as until_then:
         if job.checkpoint_folder is not None:
             until_then.enter_context(claim(job.checkpoint_folder))

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from planner.errors import PlannerError
+from planner.execute.free_memory import free_bytes
 from planner.execute.own_batches import loss_in, meta_inputs
 from planner.execute.own_inputs import bounds_of, drawn
 from planner.execute.own_module import require_runnable
@@ -99,21 +99,6 @@ def _needed_bytes(strategy: Strategy, weights: int) -> float:
     parts = strategy.gpus / sharing
     whole = _VALUE_BYTES * weights * max(strategy.gpus + parts, 2 + 2 * parts)
     return whole * _MARGIN + strategy.gpus * _PROCESS_BYTES
-
-
-def free_bytes() -> float:
-    """Memory that processes of ours could still take: of the machine, and of the group that they run in."""
-    free = [math.inf]
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with suppress(OSError, StopIteration, ValueError):
-        group = Path("/sys/fs/cgroup")
-        most = int((group / "memory.max").read_text())  # or `max`
-        lines = (group / "memory.stat").read_text().splitlines()
-        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-        free.append(float(most - int((group / "memory.current").read_text()) + cached))
-    return min(free)
 
 
 def _runs(plan: Plan, strategy: Strategy) -> bool:
