@@ -67,11 +67,16 @@ class Along:
 
 @dataclass(slots=True)
 class Source:
-    """A layer whose result the code after it takes apart: the boundaries it was seen to need."""
+    """A layer whose result the code after it takes apart: the boundaries it was seen to need.
+
+    `fused` has the features between two neighbours of a dim that was taken for heads and then taken apart one by
+    one, as are keys and values.
+    """
 
     path: str
     size: int
     boundaries: set[int] = field(default_factory=set)
+    fused: set[int] = field(default_factory=set)
 
     def parts(self) -> tuple[int, ...]:
         """The pieces between boundaries; none where there is one."""

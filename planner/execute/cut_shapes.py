@@ -106,7 +106,8 @@ def _fitted(call: Call, along: Along, dim: int, wanted: Sequence[int]) -> Along:
         raise call.refused(f"{along.size} that are cut taken apart by {size}")
     inner = along.size // size
     parts = along.parts or (along.size,)
-    if all(part % (inner * ranks) == 0 for part in parts):
+    fused = along.source is not None and inner * along.unit in along.source.fused
+    if not fused and all(part % (inner * ranks) == 0 for part in parts):
         fewer = tuple(part // inner for part in along.parts)
         return replace(along, dim=dim, size=size, parts=fewer, unit=along.unit * inner)
     behind = dim + 1
@@ -115,6 +116,8 @@ def _fitted(call: Call, along: Along, dim: int, wanted: Sequence[int]) -> Along:
         return Along(behind, wanted[behind], along.peers)
     if along.parts == (inner,) * size and behind < len(wanted) and wanted[behind] % ranks == 0:
         return Along(behind, wanted[behind], along.peers)
+    if fused and behind < len(wanted):
+        require_divisible(wanted[behind], along.peers, f"heads of each of the {size} that one layer gives")
     require_divisible(size, along.peers, "heads")
     raise call.refused(f"{along.size} fused features taken apart by {size}")
 
@@ -243,9 +246,21 @@ def _unbind(call: Call) -> Any:
     cut = call.first()
     dim = _dim(call, cut, 1)
     if dim == cut.along.dim:
-        raise call.refused("along the dim that is cut")
+        return _seen_fused(call, cut).unbind(dim)
     along = moved_to(cut.along, cut.along.dim - (dim < cut.along.dim))
     return tuple(Cut.of(each, along) for each in cut.local.unbind(dim))
+
+
+def _seen_fused(call: Call, cut: Cut) -> Tensor:
+    """Where it is not yet known what a layer fuses, what is taken apart one by one is no dim of heads.
+
+    That is noted, and this run goes on with a whole tensor: the next one cuts what lies behind.
+    """
+    along = cut.along
+    if along.source is None or along.parts:
+        raise call.refused("along the dim that is cut")
+    along.source.fused.add(along.unit)
+    return torch.cat([cut.local] * along.peers.size, along.dim)
 
 
 def _iterated(call: Call) -> Any:
@@ -254,12 +269,11 @@ def _iterated(call: Call) -> Any:
 
 def _select(call: Call) -> Any:
     cut = call.first()
-    return _indexed_at(call, cut, call.value(1, "dim") % cut.local.dim(), call.value(2, "index"))
+    dim, index = call.value(1, "dim") % cut.local.dim(), call.value(2, "index")
+    return _seen_fused(call, cut).select(dim, index) if dim == cut.along.dim else _indexed_at(cut, dim, index)
 
 
-def _indexed_at(call: Call, cut: Cut, dim: int, index: int) -> Cut:
-    if dim == cut.along.dim:
-        raise call.refused("along the dim that is cut")
+def _indexed_at(cut: Cut, dim: int, index: int) -> Cut:
     return Cut.of(cut.local.select(dim, index), moved_to(cut.along, cut.along.dim - (dim < cut.along.dim)))
 
 
@@ -283,8 +297,10 @@ def _getitem(call: Call) -> Any:
         elif isinstance(item, slice):
             found = _sliced(call, found, dim, item)
             dim += 1
+        elif dim == found.along.dim:
+            return _seen_fused(call, cut)[index]
         else:
-            found = _indexed_at(call, found, dim, item)
+            found = _indexed_at(found, dim, item)
     return found
 
 

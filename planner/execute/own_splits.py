@@ -66,10 +66,25 @@ class OwnSplits:
     def examine(self, run: Callable[[], Any]) -> None:
         """Run the module on its example, shapes alone; within `hidden`."""
         with _no_functions_of_parts():
-            run()
+            while self._sees_more(run):
+                pass
             for each in self.cut.values():
                 each.parts, each.notes = each.source.parts(), False
             self.summed = self._read_by_parts(run())
+
+    def _sees_more(self, run: Callable[[], Any]) -> bool:
+        """Whether a run found dims of what is fused that it had cut as heads; it is told nothing else then."""
+        before = [set(each.source.fused) for each in self.cut.values()]
+
+        def more() -> bool:
+            return [each.source.fused for each in self.cut.values()] != before
+
+        try:
+            run()
+        except PlannerError:
+            if not more():
+                raise
+        return more()
 
     def apply(self, mesh: DeviceMesh) -> None:
         """Keep this rank's pieces, everything on the tensor-parallel mesh."""

@@ -179,6 +179,23 @@ class LiteralAttention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, s, -1))
 
 
+class PairedAttention(nn.Module):
+    """Keys and values from one layer, as many as ranks, and taken apart one by one."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.both, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, width = x.shape
+        q = self.query(x).view(b, s, self.heads, -1).transpose(1, 2)
+        both = self.both(x).view(b, s, 2, self.heads, width // self.heads)
+        k, v = both.permute(2, 0, 3, 1, 4)
+        v = v + both[:, :, 0, :].transpose(1, 2)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, s, -1))
+
+
 class SharedShift(nn.Module):
     """Queries moved by what all heads share: one gradient for both summands."""
 
@@ -356,6 +373,14 @@ def gpt() -> Made:
 
 def literal() -> Made:
     return Gpt(LiteralAttention), tokens_and_labels
+
+
+def paired() -> Made:
+    return Gpt(PairedAttention), tokens_and_labels
+
+
+def paired_thirds() -> Made:
+    return Gpt(PairedAttention, width=24, heads=3), tokens_and_labels
 
 
 def llama() -> tuple[Llama, Callable[[int, int], dict[str, Tensor]]]:

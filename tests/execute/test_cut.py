@@ -152,3 +152,31 @@ def test_what_a_layer_fuses_is_seen_where_it_is_taken_apart(
     with torch.device("meta"):
         function(Cut.of(torch.empty(2, 6, size // RANKS), Along(2, size, Peers(None, 0, RANKS), source=source)))
     assert source.parts() == parts
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.unbind(2),
+        lambda x: x.permute(2, 0, 3, 1, 4)[1],
+        lambda x: x[..., None, 0, :, :],
+        lambda x: x.select(2, -1),
+        lambda x: list(x.movedim(2, 0)),
+    ],
+)
+def test_a_dim_that_is_taken_apart_one_by_one_is_none_of_heads(function: Callable[[Tensor], Any]) -> None:
+    """Four heads of keys and values: two ranks could have shared the dim of two. The second run cuts heads."""
+    source = Source("layer", 32)
+
+    def run() -> Any:
+        with torch.device("meta"):
+            along = Along(2, 32, Peers(None, 0, RANKS), source=source)
+            return function(Cut.of(torch.empty(2, 6, 16), along).view(2, 6, 2, 4, 4))
+
+    first = run()
+    assert source.fused == {16}
+    again = run()
+    assert source.parts() == (16, 16)
+    for before, one in zip(*((x if isinstance(x, (tuple, list)) else (x,)) for x in (first, again)), strict=True):
+        assert one.whole_shape == before.shape
+        assert one.whole_shape[one.along.dim] == 4

@@ -29,6 +29,7 @@ from tests.execute.world import run_world
 
 MIXERS = {"tokens": WHOLE, "layers.*.gate": WHOLE}
 COLUMN, ROW = ModuleSplit(split="column", output="features"), ModuleSplit(split="row", input="features")
+PAIRED = {"h.*.attn.query": COLUMN, "h.*.attn.both": COLUMN, "h.*.attn.out": ROW}
 SLOW = {"base": "dgx-h100", "set": {"device.peak_tflops.bf16": 0.002}}  # so slow that cutting work pays
 
 
@@ -70,6 +71,7 @@ def test_tensor_parallel() -> None:
     cases += [all_cut("perceptrons"), all_cut("perceptrons", sp=True)]
     lines = {"h.*.attn.query": COLUMN, "h.*.attn.value": COLUMN, "h.*.attn.out": ROW}
     cases += [("shared_shift", own_plan({"tp": 2}, modules=lines))]
+    cases += [("paired", own_plan({"tp": 2}, modules=PAIRED))]
     check(2, cases)
 
 
@@ -116,6 +118,7 @@ def test_what_parts_cannot_do_is_refused() -> None:
         ("rounding", own_plan({"tp": 2}, modules={"h.*.attn.up": COLUMN, "h.*.attn.down": ROW})),
         ("borrowing", own_plan({"tp": 2}, modules={"wte": table})),
         ("three_heads", own_plan({"tp": 2}, modules={"h.*.attn.c_attn": COLUMN, "h.*.attn.c_proj": ROW})),
+        ("paired_thirds", own_plan({"tp": 2}, modules={"h.*.attn.both": COLUMN, "h.*.attn.out": ROW})),
     ]
     stages = own_plan({"pp": 2, "schedule": "gpipe"}, layers=4)
     cases += [("backward", stages), ("around", stages), ("perceptrons", own_plan({"pp": 2}, layers=6))]
@@ -125,6 +128,7 @@ def test_what_parts_cannot_do_is_refused() -> None:
         rule + "Straight.apply: an autograd function of one's own is given a part (own_models.py:",
         rule + "wte.weight, of which each rank has a part, is read outside of its module (own_models.py:",
         rule + "3 heads are no multiple of tp 2 (own_models.py:",
+        rule + "3 heads of each of the 2 that one layer gives are no multiple of tp 2 (own_models.py:",
         "in a pipeline the layers run once each, in the order of their list: 3, 2, 1, 0",
         "in a pipeline a value from in front of the layers is read behind them: ",
         "the 6 layers of the plan are the members of one list of the module: blocks of 4",
