@@ -44,8 +44,12 @@ _ELEMENTWISE = frozenset((
     "itruediv", "conj", "and", "or", "invert",
 ))  # fmt: skip
 _CASTS = frozenset((
-    "bfloat16", "clone", "contiguous", "cuda", "detach", "double", "float", "half", "to", "type", "type_as",
-    "zeros_like", "ones_like", "full_like", "empty_like",
+    "bfloat16", "bool", "clone", "contiguous", "cpu", "cuda", "detach", "double", "float", "half", "int", "long",
+    "to", "type", "type_as", "zeros_like", "ones_like", "full_like", "empty_like",
+))  # fmt: skip
+# float(x) and the like: their names without underscores are those of casts
+_TO_NUMBERS = frozenset((
+    "__bool__", "__complex__", "__float__", "__index__", "__int__", "item", "tolist", "numpy", "__array__",
 ))  # fmt: skip
 _ASKED = frozenset((
     "is_floating_point", "is_complex", "is_contiguous", "element_size", "get_device", "new_zeros", "new_ones",
@@ -67,6 +71,8 @@ def rule_of(call: Call) -> Rule:
     name = call.name
     if call.writes_elsewhere:
         raise call.refused("out= is given")
+    if getattr(call.func, "__name__", "") in _TO_NUMBERS:
+        raise call.refused("numbers outside of tensors are wanted, and each rank has a part of them")
     if name in SHAPES:
         return SHAPES[name]
     if name in _RULES:
@@ -107,7 +113,8 @@ def _elementwise(call: Call) -> Any:
 def _cast(call: Call) -> Any:
     cut = call.first() if isinstance(call.args[0], Cut) else None
     out = call.on_parts()
-    return out if cut is None else Cut.of(out, cut.along)
+    told = isinstance(out, str)  # x.type() without another type
+    return out if cut is None or told else Cut.of(out, cut.along)
 
 
 def _asked(call: Call) -> Any:

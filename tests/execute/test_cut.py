@@ -32,7 +32,8 @@ HEADS: dict[str, Callable[[Tensor], Any]] = {
     "in place": lambda x: x.clone().mul_(2).add_(x),
     "a weight of each head": lambda x: x * PER_HEAD[:, None] + PER_HEAD.view(1, 1, 4, 1),
     "a weight of all": lambda x: x * WEIGHT[0],
-    "casts": lambda x: x.float().type_as(x).to(torch.float32).double().contiguous(),
+    "casts": lambda x: x.float().type_as(x).to(torch.float32).double().contiguous().cpu(),
+    "whole numbers": lambda x: x.int() + (2 * x).long() + x.bool() + x.type(torch.int8),
     "softmax": lambda x: x.softmax(-1) + F.log_softmax(x, dim=1),
     "reductions": lambda x: x.mean(-1, keepdim=True) + x.sum(1).unsqueeze(1) + x.norm(2, -1, True),
     "fewer dims": lambda x: x.amax((0, 3)),
@@ -82,7 +83,7 @@ EQUAL: dict[str, Callable[[Tensor], Any]] = {
 REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "over heads": lambda x: x.sum(2),
     "over all": lambda x: x.mean(),
-    "to a number": lambda x: x.max().item(),
+    "the largest": lambda x: x.max(),
     "one head": lambda x: x[:, :, 1],
     "half the heads": lambda x: x[:, :, :2],
     "heads joined": lambda x: torch.cat((x, x), 2),
@@ -125,6 +126,20 @@ def test_fused(case: str) -> None:
 @pytest.mark.parametrize("case", EQUAL)
 def test_equal_pieces(case: str) -> None:
     check(EQUAL[case], WIDE, 2, (16, 16))
+
+
+NUMBERS: tuple[Callable[[Tensor], Any], ...] = (float, int, bool, Tensor.item, Tensor.tolist, Tensor.numpy)
+
+
+@pytest.mark.parametrize("read", NUMBERS)
+def test_numbers_are_not_read_from_a_part(read: Callable[[Tensor], Any]) -> None:
+    """Nor from one that has a single element, as here."""
+    with pytest.raises(RefusedError, match="numbers outside of tensors"):
+        read(part(torch.ones(RANKS), 0, 0))
+
+
+def test_the_type_of_a_part_is_that_of_the_whole() -> None:
+    assert part(PLAIN, 2, 0).type() == PLAIN.type()
 
 
 @pytest.mark.parametrize("case", REFUSED)

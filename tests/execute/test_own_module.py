@@ -29,7 +29,6 @@ from tests.execute.world import run_world
 
 MIXERS = {"tokens": WHOLE, "layers.*.gate": WHOLE}
 COLUMN, ROW = ModuleSplit(split="column", output="features"), ModuleSplit(split="row", input="features")
-PAIRED = {"h.*.attn.query": COLUMN, "h.*.attn.both": COLUMN, "h.*.attn.out": ROW}
 SLOW = {"base": "dgx-h100", "set": {"device.peak_tflops.bf16": 0.002}}  # so slow that cutting work pays
 
 
@@ -71,7 +70,7 @@ def test_tensor_parallel() -> None:
     cases += [all_cut("perceptrons"), all_cut("perceptrons", sp=True)]
     lines = {"h.*.attn.query": COLUMN, "h.*.attn.value": COLUMN, "h.*.attn.out": ROW}
     cases += [("shared_shift", own_plan({"tp": 2}, modules=lines))]
-    cases += [("paired", own_plan({"tp": 2}, modules=PAIRED))]
+    cases += [all_cut("paired")]
     check(2, cases)
 
 
