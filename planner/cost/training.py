@@ -64,13 +64,13 @@ class TrainingCost:
         self.pricer = BlockPricer(graph, profile, workload, ways)
         self.tied = tied_parameters(graph)
 
-    def costs(self, strategies: Sequence[Strategy]) -> LayoutCosts:
-        """Step time and memory of many layouts; none may leave its recomputation open."""
+    def costs(self, strategies: Sequence[Strategy], ways: Sequence[Way] | None = None) -> LayoutCosts:
+        """Step time and memory of many layouts; none may leave its recomputation open. `ways` as `alone` has them."""
         layouts = Layouts.of(strategies, self.workload.global_batch)
         parts = np.zeros((len(PARTS), len(layouts)))
         device = np.zeros(len(layouts))
         blocks = self.pricer.costs(layouts)
-        for rows, stages in self._stages(layouts):
+        for rows, stages in self._stages(layouts, ways):
             shared = {name: block.take(rows) for name, block in blocks.items()}
             some = SharedStages(self, layouts.take(rows), stages, shared)
             parts[:, rows] = some.parts()
@@ -88,11 +88,11 @@ class TrainingCost:
         stages = stage_counts(self.graph, strategy.pp, strategy.vpp, strategy.schedule, layers, ways)
         return SharedStages(self, layouts, stages)
 
-    def _stages(self, layouts: Layouts) -> Iterator[tuple[Ints, StageCounts]]:
+    def _stages(self, layouts: Layouts, ways: Sequence[Way] | None) -> Iterator[tuple[Ints, StageCounts]]:
         keys = list(zip(layouts.pp.tolist(), layouts.vpp.tolist(), layouts.schedule.tolist(), strict=True))
         for key in dict.fromkeys(keys):
             rows = np.array([place for place, other in enumerate(keys) if other == key])
-            yield rows, stage_counts(self.graph, *key)
+            yield rows, stage_counts(self.graph, *key, ways=ways)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

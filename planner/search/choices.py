@@ -12,7 +12,10 @@ from planner.spec.regions import MOST_ALTERNATIVES, TooManyAlternativesError, al
 
 
 def choices_of(graph: Graph, *, cut: bool = True) -> Choices:
-    """Every assignment of every block; weights that blocks share are cut alike. Uncut, each has the usual one."""
+    """Every assignment of every block; weights that blocks share are cut alike.
+
+    Uncut, each has the usual one, also where that would cut shared weights unlike one another.
+    """
     by_sp = {
         sp: {name: _listed(name, block, sp) if cut else (frozenset(),) for name, block in graph.blocks.items()}
         for sp in (False, True)

@@ -1,7 +1,7 @@
 """Why nothing fits: the limit that binds, by how much, and the nearest changes with which something does.
 
-The candidate that comes closest is that of least memory among even pipelines, every layer run as usual and
-recomputed alike: candidates are priced in the order of their memory's bound until no bound left is below the least
+The candidate that comes closest is that of least memory among even pipelines, every layer cut as usual, or as what
+shares weights can be, and recomputed alike: candidates are priced in the order of their memory's bound until no bound left is below the least
 price. Each change is solved again, so it is told only where the best layout with it is known.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from planner.cost.training import TrainingCost
 from planner.cost.uncertainty import memory_headroom
+from planner.cost.ways import Way
 from planner.errors import PlannerError
 from planner.search.answers import Answer, Question, answer, figures
 from planner.search.bounds import bounds
@@ -124,11 +125,12 @@ def _broken(question: Question, gpus: int) -> str:
 def closest(question: Question, space: Space) -> Closest:
     """The least memory of an even pipeline, whether it fits or not."""
     wishes, words = question.wishes, question.wishes.allowed_recompute
-    choices = choices_of(question.graph)
+    choices = choices_of(question.graph, cut=bool((space.layouts.tp > 1).any()))
     cost = TrainingCost(question.graph, question.profile, question.workload, choices.ways(question.graph, words))
     prices = LeastPrices(cost.pricer, choices, space.layouts)
     least = bounds(cost.pricer, prices, space.layouts, Chain.of(question.graph).layers).device_bytes
-    usual = TrainingCost(question.graph, question.profile, question.workload)
+    ways = [Way(block=item.block, whole=choices.together[0][item.block]) for item in question.graph.sequence]
+    usual = TrainingCost(question.graph, question.profile, question.workload, ways)
     order = np.argsort(least, kind="stable")
     best, chosen = np.inf, Strategy()
     for first in range(0, len(order), _BATCH):
@@ -141,11 +143,11 @@ def closest(question: Question, space: Space) -> Closest:
             for strategy in some
             for word in wishes.recompute_under(strategy.schedule, strategy.pp)
         ]
-        device = usual.costs(tried).device_bytes
+        device = usual.costs(tried, ways).device_bytes
         place = int(device.argmin())
         if device[place] < best:
             best, chosen = float(device[place]), tried[place]
-    memory = usual.alone(chosen).memory()
+    memory = usual.alone(chosen, ways=ways).memory()
     stage = int(memory.device[:, 0].argmax())
     return Closest(
         strategy=chosen,

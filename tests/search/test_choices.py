@@ -27,11 +27,11 @@ def test_uncut_every_block_has_the_usual_assignment() -> None:
     assert found.allowed == {False: (True,), True: (True,)}
 
 
-def test_uncut_blocks_share_a_weight_whatever_their_assignments() -> None:
-    """The usual one would cut the table in front, and not the head, whose scores are returned."""
+def test_a_table_that_its_head_cannot_follow_is_whole_where_tp_cuts() -> None:
+    """Scores that a module returns beside its loss are not cut, and the table is the head's weight."""
     graph = trace(UserModule(path=Path(own_models.__file__), function="pair"))
-    assert len(graph.tied) == 1
-    assert len(choices_of(graph, cut=False).together) == 1
+    assert all(found["start"] for found in choices_of(graph).together)
+    assert [set(found.values()) for found in choices_of(graph, cut=False).together] == [{frozenset()}]
 
 
 def test_too_many_assignments_are_refused_where_tp_cuts() -> None:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from planner.api import trace
 from planner.cost.training import TrainingCost
 from planner.cost.uncertainty import memory_headroom
 from planner.errors import PlannerError
 from planner.search.answers import Question, answer
 from planner.search.refusals import closest, why_not
+from planner.search.variations import with_wishes
+from planner.spec.hardware_sources import load_hardware
 from planner.spec.misfit import Misfit
+from planner.spec.sources import UserModule
+from planner.spec.wishes import Wishes
+from planner.spec.workload import TrainWorkload
+from tests.execute import own_models
 from tests.search.questions import best_seconds, cluster, question
 
 KIB = 1024.0
@@ -51,6 +59,21 @@ def test_the_closest_has_the_least_memory_of_all_even_layouts(model: str, recomp
     headroom = memory_headroom(asked.graph, asked.profile, asked.workload)
     assert found.high_bytes == pytest.approx(device.min() * headroom, rel=1e-12)
     assert found.missing_bytes == 0.0
+
+
+@pytest.mark.parametrize("fixed", ["dp=4,zero=3", "tp=2"])
+def test_the_closest_is_found_where_it_just_fits(fixed: str) -> None:
+    """Of a module whose table could be cut and whose head, with the same weight, cannot."""
+    graph = trace(UserModule(path=Path(own_models.__file__), function="pair"))
+    asked = Question(
+        spec=None,
+        graph=graph,
+        profile=load_hardware("dgx-h100"),
+        workload=TrainWorkload(seq_len=16, global_batch=8, precision="bf16"),
+        wishes=Wishes.from_dict({"fix": fixed}),
+    )
+    needed = closest(asked, asked.space(4)).high_bytes
+    assert answer(with_wishes(asked, max_memory_bytes=needed * (1 + 1e-9)), (4,)).found.best
 
 
 def test_memory_by_how_much_and_what_would_fit() -> None:
