@@ -6,7 +6,7 @@ kernel keeps, recomputation which of them wait, and tensor parallelism what a ra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -55,6 +55,17 @@ class _Kept:
     passing: Floats
     routed: Floats
 
+    def but(self, rows: Bools, other: _Kept) -> _Kept:
+        """Other bytes in some rows, where nothing is run again."""
+        return _Kept(
+            waiting={word: np.where(rows, other.waiting["none"], kept) for word, kept in self.waiting.items()},
+            unfinished=np.where(rows, other.unfinished, self.unfinished),
+            gradients=np.where(rows, other.gradients, self.gradients),
+            again={word: np.where(rows, 0.0, back) for word, back in self.again.items()},
+            passing=np.where(rows, other.passing, self.passing),
+            routed=np.where(rows, other.routed, self.routed),
+        )
+
     def under(self, recomputed: Words) -> Activations:
         """With this recomputation: what runs again does so for both parts of backward at once."""
         plain = recomputed == "none"
@@ -90,8 +101,16 @@ class BlockActivations:
 
     def _of(self, kernels: Kernels) -> _Kept:
         losses = [operator for operator in kernels.block.operators if operator.kind == "loss"]
-        if losses and self.pricer.workload.loss_in_place:
+        if not losses:
+            return self._as_written(kernels, losses)
+        in_place = kernels.loss_in_place(self.layouts)
+        if in_place.all():
             return self._loss_in_place(kernels, losses[0])
+        written = self._as_written(kernels, losses)
+        return written.but(in_place, self._loss_in_place(kernels, losses[0])) if in_place.any() else written
+
+    def _as_written(self, kernels: Kernels, losses: Sequence[Operator]) -> _Kept:
+        """Every operator keeps what it keeps by itself."""
         everything = self._stored(kernels)
         kept = self._bytes(kernels, everything.values())
         routed = [t for t in everything.values() if kernels.shares.get(_original(t)) == "routed"]

@@ -250,7 +250,7 @@ class _BlockCosting:
 
     def _is_cast_of_loss(self, item: Pass) -> bool:
         """A loss that works in place casts its logits itself."""
-        if not self.pricer.workload.loss_in_place or any(op.kind != "copy" for op in item.operators):
+        if self.kernels.loss != "in place" or any(op.kind != "copy" for op in item.operators):
             return False
         losses = self._operators("loss")
         read = {tensor.name for operator in losses for tensor in operator.inputs}
@@ -265,8 +265,17 @@ class _BlockCosting:
         return self._elementwise(ahead, 6), self._elementwise(logits * (3 * FP32_BYTES + width), 2)
 
     def _pass_seconds(self, item: Pass) -> tuple[Any, Any]:
-        if item.operators[0].kind == "loss" and self.pricer.workload.loss_in_place:
-            return self._loss_seconds(item.operators[0])
+        written = self._written_seconds(item)
+        if item.operators[0].kind != "loss":
+            return written
+        in_place = self.kernels.loss_in_place(self.layouts)
+        ahead, back = (
+            np.where(in_place, *pair) for pair in zip(self._loss_seconds(item.operators[0]), written, strict=True)
+        )
+        return ahead, back
+
+    def _written_seconds(self, item: Pass) -> tuple[Any, Any]:
+        """As the graph has it."""
         moved = self._moved([*item.reads, *item.writes, *item.own])
         if item.operators[0].kind == "embedding":
             moved = self._moved([*item.reads, *item.writes, *item.writes])

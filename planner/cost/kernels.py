@@ -13,7 +13,7 @@ import numpy as np
 
 from planner.cost.fusion import Pass, passes
 from planner.cost.kv_heads import kv_heads
-from planner.cost.layouts import Floats, Layouts, Words
+from planner.cost.layouts import Bools, Floats, Layouts, Words
 from planner.cost.ways import Way
 from planner.spec.graph import Block, Graph
 from planner.spec.sizes import Dim, Tensor
@@ -39,6 +39,7 @@ class Kernels:
     kv_heads: Mapping[str, int]  # heads of keys and values in a storage, or made by a product
     layer: bool  # one of the model's layers, not what stands before, between or after them
     low_precision: frozenset[str]  # products with weights that run in a workload's low precision
+    loss: Literal["in place", "in place where cut", "as written"]  # whether gradients overwrite probabilities
     whole_results: tuple[Tensor, ...] = ()  # that code of a user's reads whole, and ranks have parts of
 
     def recomputed(self, layouts: Layouts) -> Words:
@@ -46,6 +47,11 @@ class Kernels:
         if not self.layer:
             return np.full(len(layouts), "none")
         return layouts.recompute if self.way.recompute is None else np.full(len(layouts), self.way.recompute)
+
+    def loss_in_place(self, layouts: Layouts) -> Bools:
+        """Where gradients of the loss overwrite probabilities."""
+        cut = layouts.tp > 1 if self.loss == "in place where cut" else self.loss == "in place"
+        return np.broadcast_to(cut, layouts.tp.shape)
 
     def copies(self, name: str, tp: Floats) -> Floats:
         """Ranks that hold the same head of a storage, or make it in a product: several where heads are fewer."""
@@ -99,13 +105,13 @@ def kernels_of(graph: Graph, workload: TrainWorkload, ways: Iterable[Way]) -> di
     for way in ways:
         plain = replace(way, recompute=None)
         if plain not in alike:
-            made = _kernels(graph.blocks[way.block], workload, plain, layer=way.block in layers)
+            made = _kernels(graph.blocks[way.block], workload, plain, layer=way.block in layers, of_user=graph.own)
             read = _read_whole(made.block, made.splits, last=way.block == last) if graph.own else ()
             alike[plain] = replace(made, whole_results=read)
     return {way.name: replace(alike[replace(way, recompute=None)], way=way) for way in ways}
 
 
-def _kernels(block: Block, workload: TrainWorkload, way: Way, *, layer: bool) -> Kernels:
+def _kernels(block: Block, workload: TrainWorkload, way: Way, *, layer: bool, of_user: bool) -> Kernels:
     splits = block_splits(block, way.whole)
     shares: dict[str, Share] = {}
     for operator in block.operators:
@@ -135,7 +141,18 @@ def _kernels(block: Block, workload: TrainWorkload, way: Way, *, layer: bool) ->
         kv_heads=kv_heads(block, splits),
         layer=layer,
         low_precision=_low_precision(block) if layer and workload.precision in LOW_PRECISIONS else frozenset(),
+        loss=_loss(block, splits, workload, of_user=of_user),
     )
+
+
+def _loss(
+    block: Block, splits: Mapping[str, OperatorSplit], workload: TrainWorkload, *, of_user: bool
+) -> Literal["in place", "in place where cut", "as written"]:
+    """The executor's own loss works in place; a user's module has its own, unless tensor parallelism cuts scores."""
+    if not workload.loss_in_place:
+        return "as written"
+    cut = any(operator.kind == "loss" and splits[operator.name].is_cut for operator in block.operators)
+    return "in place" if not of_user else "in place where cut" if cut else "as written"
 
 
 def _read_whole(block: Block, splits: Mapping[str, OperatorSplit], *, last: bool) -> tuple[Tensor, ...]:

@@ -95,7 +95,8 @@ class _RankMemory:
         states = RankStates(self.pricer, self.layouts, self.stages, self.weights)
         held, head = self._held(), self.activations[self.stages.blocks[-1]]
         workspace = np.full_like(held, self.pricer.profile.memory.workspace_gib * GIB)
-        logits = np.where(states.with_head, head.kept + head.passing, 0.0)
+        waiting = head.kept * (len(self.stages.blocks) > 1)  # a single block is the head, and held already
+        logits = np.where(states.with_head, waiting + head.passing, 0.0)
         split = in_two_parts(self.schedule, int(self.layouts.pp[0]))
         left = np.where(states.with_head, head.gradients, 0.0) * split  # behind the loss, for a later weight part
         backward = {

@@ -89,7 +89,7 @@ class RankStates:
         on_way = (self.width + FP32_BYTES + FP32_BYTES / self.shard) * head
         on_way = np.where(self._late | self._copied, 0.0, on_way)
         on_way = np.where(self._packed_beside, np.where(self._late, 1.0, 2.0) * FP32_BYTES * head, on_way)
-        return self._in_backward() | {"buffers": on_way}
+        return self._in_backward() | {"buffers": self._head_waits if self.own else on_way}
 
     def in_backward(self) -> Parts:
         """The first layer in backward, the block after it on its way to be reduced."""
@@ -99,7 +99,7 @@ class RankStates:
         on_way = np.where(self._late & self._of_two, 0.0, on_way)
         copied = np.where(self.packed, np.where(self._late, 0.0, 1.0), 2.0) * FP32_BYTES * self._before
         on_way = np.where(self._copied, copied, on_way)
-        return self._in_backward() | {"buffers": on_way}
+        return self._in_backward() | {"buffers": on_way + self._head_waits}
 
     def behind_experts(self) -> Parts:
         """The first layer's experts are done: their gradients join those on their way."""
@@ -117,11 +117,11 @@ class RankStates:
         if self.megatron:
             return self._megatron()
         layer, experts = self._layer(), self._most_experts()
-        ahead = np.where(experts > 0, experts, self._before)
+        ahead = np.where(experts > 0, experts, 0.0 if self.own else self._before)
         on_way = FP32_BYTES * ahead + (self.width + FP32_BYTES) * (layer - experts)
         on_way = np.where(self._late | self._copied, 0.0, on_way)
         packed = FP32_BYTES * np.where(self._late, layer, self._before + 2 * layer)
-        return self._in_backward() | {"buffers": np.where(self._packed_beside, packed, on_way)}
+        return self._in_backward() | {"buffers": np.where(self._packed_beside, packed, on_way) + self._head_waits}
 
     def _in_backward(self) -> Parts:
         """Weights that are gathered and gradients of earlier microbatches while layers are in backward.
@@ -149,7 +149,13 @@ class RankStates:
     @property
     def _before(self) -> Floats:
         """What is reduced before the first layer in backward: the head, or a layer's group."""
-        return np.where(self.with_head, self._ends(), self._layer() - self._most_experts())
+        head = self.with_head & (not self.own)
+        return np.where(head, self._ends(), self._layer() - self._most_experts())
+
+    @property
+    def _head_waits(self) -> Floats:
+        """Gradients of a user's head: one group with the table's, reduced when these are there too."""
+        return self._of_block(-1) * self.width * (self.own and self.stages.blocks[-1] not in self.layers)
 
     @property
     def _copied(self) -> Bools:
@@ -162,15 +168,25 @@ class RankStates:
         return np.asarray(self.packed & (self.layouts.pp == 1))
 
     def at_end(self) -> Parts:
-        """All backward is done, the first block's gradients are on their way."""
+        """All backward is done, the first block's gradients are on their way, in a user's module those of both ends."""
         if self.megatron:
             return self._megatron()
-        packed = np.where(self.layouts.pp > 1, self.weights.largest_block, self._of_block(0))
-        copied = np.where(self.packed, packed, 2 * self._of_block(0)) * FP32_BYTES
-        first = np.where(self.layouts.zero == 0, copied, 0.0)
+        reduced = self._ends() if self.own else self._of_block(0)
+        packed = np.where(self.layouts.pp > 1, self.weights.largest_block, reduced)
+        copied = np.where(self.packed, packed, 2 * reduced) * FP32_BYTES
+        on_way = self._sharded_ends() if self.own else 0.0
+        first = np.where(self.layouts.zero == 0, copied, on_way)
         whole = np.where(self.layouts.zero == 0, self.whole * FP32_BYTES, 0.0)
         states = self._ours()
         return states | {"gradients": np.maximum(states["gradients"], whole), "buffers": first}
+
+    def _sharded_ends(self) -> Floats:
+        """Gradients of a user's ends copied into what is reduced, and weights that stay for another microbatch.
+
+        Where they are added up first, the end of a microbatch that is not the last has more.
+        """
+        stays = np.where((self.layouts.microbatches > 1) & ~self._drops, self.whole * self._gathered_bytes, 0.0)
+        return stays + (self.width + np.where(self._late, 0.0, FP32_BYTES)) * self._ends()
 
     def _megatron(self) -> Parts:
         gathered = np.where(self.layouts.zero == 3, 2 * self._largest_sharded() * self.width, 0.0)

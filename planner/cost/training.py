@@ -315,7 +315,9 @@ class SharedStages:
 
         Those of copies of a head are summed apart, by the ranks that keep them.
         """
-        return self._summed_seconds("tp", self.weights.parts) + self._summed_seconds("same_head", self.weights.copied)
+        return self._summed_seconds("tp", self.weights.parts) + self._summed_seconds(
+            "same_head", self.weights.copied
+        )
 
     def _summed_seconds(self, axis: GroupAxis, elements: Floats) -> Floats:
         bytes_ = elements / np.maximum(self.layouts.dp_shard, 1) * FP32_BYTES

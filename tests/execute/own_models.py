@@ -185,7 +185,11 @@ class PairedAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.both, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.query, self.both, self.out = (
+            nn.Linear(width, width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         b, s, width = x.shape
@@ -277,6 +281,23 @@ class Borrowing(Gpt):
         for block in self.h:
             x = block(x)
         return F.cross_entropy((self.ln_f(x) @ self.wte.weight.T).flatten(0, 1), labels.flatten())
+
+
+class LargeEnds(nn.Module):
+    """A table and a head of its own that are most of the weights, and a loss over many words."""
+
+    def __init__(self, vocab: int = 16_384, width: int = 256) -> None:
+        super().__init__()
+        self.wte, self.lm_head = nn.Embedding(vocab, width), nn.Linear(width, vocab, bias=False)
+        self.h = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)) for _ in range(3)
+        )
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        x = self.wte(tokens)
+        for block in self.h:
+            x = x + block(x)
+        return F.cross_entropy(self.lm_head(x).flatten(0, 1), labels.flatten())
 
 
 class Backward(Gpt):
@@ -434,6 +455,10 @@ def borrowing() -> Made:
 
 def three_heads() -> Made:
     return Gpt(FusedAttention, width=24, heads=3), tokens_and_labels
+
+
+def large_ends() -> Made:
+    return LargeEnds(), tokens_and_labels
 
 
 def backward() -> Made:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import planner
 from planner.api.verifying import verify
 from planner.errors import PlannerError
 from planner.execute import own_shrink
@@ -50,6 +51,27 @@ def test_a_dry_run_issues_what_the_plan_lists(case: str) -> None:
     found = verify(plan)
     assert found.agrees, found.differences
     assert {item.found_count > 0 for stage in found.stages for item in stage.collectives} == {True}
+
+
+ENDS: dict[str, tuple[int, dict[str, Any]]] = {  # sequences of 64 tokens of each rank, and the strategy
+    "few tokens": (1, {"zero": 3}),
+    "many tokens": (8, {"zero": 3}),
+    "several microbatches": (4, {"zero": 3, "microbatch": 1}),
+    "kept between microbatches": (4, {"zero": 2, "microbatch": 1}),
+    "reduced at the end": (4, {"zero": 1, "microbatch": 1}),
+    "copies": (1, {"zero": 0}),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_a_large_table_and_head_take_what_the_plan_says(case: str) -> None:
+    """They are one group, whose gradients are reduced when all are there; the loss is the module's own."""
+    sequences, fix = ENDS[case]
+    hardware = {"base": "dgx-h100", "set": {"memory.workspace_gib": 0.0}}  # which no tensor of a dry run is
+    workload = {"seq_len": 64, "global_batch": 4 * sequences, "precision": "bf16"}
+    plan = planner.plan(f"{own_models.__file__}:large_ends", hardware, 4, workload, {"dp": 4, **fix})
+    (stage,) = verify(plan).stages
+    assert stage.memory.planned_tensor_bytes == pytest.approx(stage.memory.found_tensor_bytes, rel=0.04)
 
 
 def test_what_a_plan_lists_wrongly_is_named() -> None:
