@@ -148,7 +148,7 @@ def _kernels(block: Block, workload: TrainWorkload, way: Way, *, layer: bool, of
 def _loss(
     block: Block, splits: Mapping[str, OperatorSplit], workload: TrainWorkload, *, of_user: bool
 ) -> Literal["in place", "in place where cut", "as written"]:
-    """The executor's own loss works in place; a user's module has its own, unless tensor parallelism cuts scores."""
+    """The executor's loss works in place; a user's module has its own, unless tensor parallelism cuts scores."""
     if not workload.loss_in_place:
         return "as written"
     cut = any(operator.kind == "loss" and splits[operator.name].is_cut for operator in block.operators)

@@ -168,7 +168,7 @@ class RankStates:
         return np.asarray(self.packed & (self.layouts.pp == 1))
 
     def at_end(self) -> Parts:
-        """All backward is done, the first block's gradients are on their way, in a user's module those of both ends."""
+        """All backward is done, the first block's gradients are on their way; of a user's module both ends'."""
         if self.megatron:
             return self._megatron()
         reduced = self._ends() if self.own else self._of_block(0)

@@ -65,7 +65,10 @@ class TrainingCost:
         self.tied = tied_parameters(graph)
 
     def costs(self, strategies: Sequence[Strategy], ways: Sequence[Way] | None = None) -> LayoutCosts:
-        """Step time and memory of many layouts; none may leave its recomputation open. `ways` as `alone` has them."""
+        """Step time and memory of many layouts, with the ways that `alone` takes.
+
+        None may leave its recomputation open.
+        """
         layouts = Layouts.of(strategies, self.workload.global_batch)
         parts = np.zeros((len(PARTS), len(layouts)))
         device = np.zeros(len(layouts))

@@ -80,7 +80,10 @@ def rank_weights(
     layouts: Layouts,
     stages: StageCounts,
 ) -> RankWeights:
-    """What every pipeline rank holds under layouts that share their stages; ties as `tied_parameters` tells."""
+    """What every pipeline rank holds under layouts that share their stages; ties as `tied_parameters` tells.
+
+    Where a V brings both ends to one rank they are two stages, and each has a table of its own.
+    """
     blocks = _weights_of_ways([kernels[name] for name in stages.blocks], layouts)
     listed = [blocks[name] for name in stages.blocks]
     dense, experts, parts, copied = (
@@ -88,7 +91,7 @@ def rank_weights(
         for numbers in zip(*((item.dense, item.experts, item.parts, item.copied) for item in listed), strict=True)
     )
     tied: dict[str, Floats] = {}
-    for group in tied_groups:
+    for group in () if "zbv" in layouts.schedule else tied_groups:
         here = np.zeros(stages.pp, dtype=np.bool_)
         for name, path in _named(stages.blocks, kernels, group):
             has = stages.holders(name)

@@ -126,7 +126,7 @@ def keep_freed_memory() -> None:
 def join(placed: Placed, seconds: float) -> None:
     """Meet the other ranks, and wait for them so long in the group of all.
 
-    It is given here, not raised when something takes long: gloo's messages heed only what their group was made with.
+    It is given here, not raised later: gloo's messages heed only what their group was made with.
     """
     if placed.device.type == "cuda":
         torch.cuda.set_device(placed.device)

@@ -1,8 +1,9 @@
 """Why nothing fits: the limit that binds, by how much, and the nearest changes with which something does.
 
-The candidate that comes closest is that of least memory among even pipelines, every layer cut as usual, or as what
-shares weights can be, and recomputed alike: candidates are priced in the order of their memory's bound until no bound left is below the least
-price. Each change is solved again, so it is told only where the best layout with it is known.
+The candidate that comes closest is that of least memory among even pipelines, every layer recomputed alike, and
+cut as usual or, where shared weights would be cut unlike one another, in the nearest way: candidates are priced in
+the order of their memory's bound until no bound left is below the least price. Each change is solved again, so it
+is told only where the best layout with it is known.
 """
 
 from __future__ import annotations

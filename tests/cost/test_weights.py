@@ -64,8 +64,8 @@ def test_tied_weights_are_held_once_on_a_rank_and_by_both_ends() -> None:
     assert held(graph, {}).dense.tolist() == [[graph.parameter_count]]
     found = held(graph, {}, pp=2).dense[:, 0]
     assert found.tolist() == [2 * LAYER + table + positions, 2 * LAYER + table + 2 * 64]
-    back_again = held(graph, {}, pp=2, vpp=2, schedule="zbv").dense[:, 0]
-    assert back_again.tolist() == [2 * LAYER + table + positions + 2 * 64, 2 * LAYER]
+    back_again = held(graph, {}, pp=2, vpp=2, schedule="zbv").dense[:, 0]  # both ends, each with its own
+    assert back_again.tolist() == [2 * LAYER + 2 * table + positions + 2 * 64, 2 * LAYER]
 
 
 def test_towers_share_one_table_on_a_rank() -> None:

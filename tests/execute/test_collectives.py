@@ -22,6 +22,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "virtual stages, full": ("qwen3", 4, {"tp": 2, "pp": 2, "vpp": 2, "recompute": "full"}),
     "split backward": ("llama", 4, {"pp": 2, "vpp": 2, "schedule": "zb", "zero": 3}),
     "in a V": ("llama", 4, {"tp": 2, "pp": 2, "vpp": 2, "schedule": "zbv"}),
+    "tied ends in a V, sharded": ("gpt", 4, {"pp": 2, "vpp": 2, "schedule": "zbv", "zero": 1}),
     "context": ("llama", 4, {"cp": 2, "pp": 2, "zero": 1}),
     "experts": ("mixtral", 4, {"ep": 2, "pp": 2, "zero": 1}),
     "all": ("llama", 8, {"tp": 2, "pp": 2, "sp": True, "zero": 3}),

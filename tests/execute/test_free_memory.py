@@ -29,7 +29,7 @@ def test_torch_and_the_training_state_of_all_ranks_fit(monkeypatch: pytest.Monke
     free_memory.require_memory(plan)
     monkeypatch.setattr(free_memory, "free_bytes", lambda: 41.9 * GIB)
     with pytest.raises(
-        PlannerError, match="8 ranks take at least 2 GiB and 40 GiB, and 41.9 GiB are free"
+        PlannerError, match=r"8 ranks take at least 2 GiB and 40 GiB, and 41\.9 GiB are free"
     ) as caught:
         free_memory.require_memory(plan)
     assert caught.value.exit_code == 2
