@@ -45,8 +45,7 @@ class Question:
 
     def space(self, gpus: int) -> Space:
         """The candidates on so many GPUs."""
-        layers = sum(bool(placement.path) for placement in self.graph.sequence)
-        return space_of(self.spec, self.workload, gpus, self.wishes, layers=layers)
+        return space_of(self.spec, self.workload, gpus, self.wishes, layers=len(_layers(self.graph)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +56,13 @@ class Answer:
     gpus: int
     space: Space
     found: Found
+
+
+def _layers(graph: Graph) -> list[str]:
+    """Paths of the layers; none of a user's own module whose layers are in several lists."""
+    found = [placement.path for placement in graph.sequence if placement.path]
+    lists = {path.rpartition(".")[0] for path in found}
+    return found if len(lists) == 1 or not graph.own else []
 
 
 def answer(question: Question, gpus: Sequence[int], *, progress: Report = lambda _: None) -> Answer:

@@ -3,7 +3,7 @@
 The space, of so many GPUs. A key that the wishes fix has that value alone, be it outside these ranges.
 
 - tp, pp, cp, dp: every factorisation of the GPUs. Of a user's own module nobody says where tp may cut it: tp is 1;
-  and pp is at most its layers, embedding and head counted as one each.
+  and pp is at most its layers, embedding and head counted as one each, 1 where it has no layers.
 - ep: the divisors of tp·cp·dp, etp: 1 or tp, for a model with experts; else 1.
 - schedule: those allowed. vpp: 1 for gpipe and 1f1b; 2 to 8 for interleaved and zb and 2 for zbv, where pp·vpp
   divides the layers, with or without embedding and head.
@@ -90,8 +90,15 @@ def space_of(
 ) -> Space:
     """The candidates of a model on so many GPUs.
 
-    `layers` are those of a user's own module, that has no spec; where nobody knows them, vpp is 1 unless fixed.
+    `layers` are those of a user's own module, that has no spec; without any it is one stage.
     """
+    if model is None and not layers and (wishes.fix.pp or 1) > 1:
+        raise PlannerError(
+            "the stages of a pipeline are made of layers, members of one list that hand one hidden state on",
+            value=f"pp {wishes.fix.pp}, and no such list in the model",
+            remedy="let each member of an nn.ModuleList take what the one before it returned, or fix pp=1",
+            key="fix",
+        )
     ranges = _Ranges(model, workload, gpus, wishes, layers if model is None else model.layers)
     # what is run again is chosen later, by block: here counts the least of it
     same = {"attention_dp": 1, "replicas": 1, "recompute": wishes.allowed_recompute[0]}
@@ -203,7 +210,7 @@ class _Ranges:
         tensor = 1 if self.model is None and fix.tp is None else fix.tp
         for tp in _degrees(self.gpus, tensor):
             for pp in _degrees(self.gpus // tp, fix.pp):
-                if self.model is None and self.layers and pp > self.layers + 2 and fix.pp is None:
+                if self.model is None and fix.pp is None and pp > (self.layers + 2 if self.layers else 1):
                     continue
                 for cp in _degrees(self.gpus // tp // pp, fix.cp):
                     dp = self.gpus // (tp * pp * cp)

@@ -66,7 +66,7 @@ def _degrees(
         degrees = {"tp": tp, "pp": pp, "cp": cp, "dp": dp}
         if rest or any(fixed.get(key, size) != size for key, size in degrees.items()):
             continue
-        if own_module and (tp != fixed.get("tp", 1) or (layers and pp > layers + 2 and "pp" not in fixed)):
+        if own_module and (tp != fixed.get("tp", 1) or (pp > (layers + 2 if layers else 1) and "pp" not in fixed)):
             continue
         yield degrees
 

@@ -51,6 +51,17 @@ def test_the_best_of_several_is_the_best_of_each(goal: str, memory: float) -> No
     assert answer(asked, COUNTS).found == found.found
 
 
+def test_layers_in_several_lists_make_no_stages() -> None:
+    """Of a module of one's own: the executor cuts one list."""
+    asked = question()
+    graph = dataclasses.replace(asked.graph, own=True)
+    layers = [place for place in graph.sequence if place.path]
+    moved = {place: dataclasses.replace(place, path=f"other.{place.path}") for place in layers[2:]}
+    apart = dataclasses.replace(graph, sequence=tuple(moved.get(place, place) for place in graph.sequence))
+    for found, most in ((graph, 4), (apart, 1)):
+        assert max(dataclasses.replace(asked, spec=None, graph=found).space(4).layouts.pp) == most
+
+
 def test_the_certificate_is_the_sum_of_all_numbers() -> None:
     asked = question()
     spaces = [asked.space(gpus) for gpus in COUNTS]

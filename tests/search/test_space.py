@@ -42,7 +42,7 @@ def listed(
         factors = {"tp": tp, "pp": pp, "cp": cp, "dp": dp}
         if tp * pp * cp * dp != gpus or any(held.get(key, size) != size for key, size in factors.items()):
             continue
-        if model is None and (tp != held.get("tp", 1) or (layers and pp > layers + 2)):
+        if model is None and (tp != held.get("tp", 1) or pp > (layers + 2 if layers else 1)):
             continue
         has_experts = model is not None and model.moe is not None
         whole = [size for size in range(1, gpus + 1) if tp * cp * dp % size == 0] if has_experts else [1]
@@ -124,6 +124,12 @@ def test_the_space_is_what_its_text_says(
     assert space.illegal == Counter(broken[0].name for broken in judged.values() if broken)
     assert space.candidates == len(expected)
     assert list(space.illegal) == [name for name in RULES if name in space.illegal]
+
+
+def test_what_has_no_layers_is_one_stage() -> None:
+    assert {strategy.pp for strategy in rows(space_of(None, training(8), 4, Wishes()))} == {1}
+    with pytest.raises(PlannerError, match="the stages of a pipeline are made of layers"):
+        space_of(None, training(8), 4, Wishes.from_dict({"fix": "pp=2"}))
 
 
 @pytest.mark.parametrize(("name", "gpus"), [("llama3.1-70b", 64), ("deepseek-v3", 256), ("gpt3-175b", 96)])
