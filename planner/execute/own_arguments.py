@@ -17,12 +17,11 @@ from planner.errors import PlannerError
 from planner.execute.cut import tensors_in
 from planner.execute.loss import token_loss_sum
 from planner.execute.mesh import ALONE
-from planner.execute.own_batches import loss_in, meta_inputs
+from planner.execute.own_batches import NEXT, dtype_of, loss_in, meta_inputs
 from planner.execute.own_inputs import Seen, seen_by
 from planner.execute.own_splits import run_on_example
 from planner.models.user_module import Example
 
-NEXT = "next_tokens"  # beside the arguments of a module that returns scores: what its loss compares them with
 SHIFTS = "shifts_labels"  # of a module that says so itself
 
 _TOKENS = ("input_ids", "tokens", "token_ids", "input_tokens", "idx", "ids", "inputs", "input", "x")
@@ -63,11 +62,12 @@ def arguments_of(module: nn.Module, example: Example, length: int) -> Arguments:
                 "let the module keep it as a buffer, or " + _SCRIPT,
             )
     before = {path: (value, value._version) for path, value in module.named_buffers()}  # torch's count of writes
-    inputs = meta_inputs(example, _ROWS, length, next(module.parameters()).dtype)
+    inputs = meta_inputs(example, _ROWS, length, dtype_of(module))
     seen, out = seen_by(lambda: run_on_example(module, inputs, otherwise=_SCRIPT), inputs, length)
     after = {path: (value, value._version) for path, value in module.named_buffers()}
     tokens, labels = _roles(given, length, seen)
     returns_loss = loss_in(out) is not None
+    _require_even(seen)
     bounds = dict(seen.bounds)
     if not returns_loss:
         bounds[NEXT] = _require_scores(out, tokens, labels, length).shape[-1]
@@ -166,6 +166,18 @@ def _require_bounded(key: str, bounds: Mapping[str, int]) -> None:
             "of a loss",
             key,
             "look them up with nn.Embedding, compare them by F.cross_entropy; or " + _SCRIPT,
+        )
+
+
+def _require_even(seen: Seen) -> None:
+    """Means of several ranks and microbatches are put together by how many labels each has."""
+    if seen.uneven:
+        raise _refused(
+            "in the mean that a module returns for its loss all labels count alike",
+            ", ".join(sorted(seen.uneven)),
+            "let labels that do not count be negative: no data of a run has them; or "
+            + _SCRIPT
+            + ", with a loss_fn",
         )
 
 

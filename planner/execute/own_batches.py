@@ -7,13 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from planner.errors import PlannerError
 from planner.execute.cut import tensors_in
 from planner.execute.mesh import Meshes
 from planner.models.user_module import Example
 from planner.spec.workload import TrainWorkload
+
+NEXT = "next_tokens"  # in a batch of a module that returns scores: what its loss compares them with
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """What a module computes in: the dtype of its first weight that is no integer."""
+    found = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
+    return next(found, torch.get_default_dtype())
 
 
 def meta_inputs(example: Example | None, rows: int, length: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -73,13 +81,13 @@ def microbatches_by_name(
 
 
 def with_its_arguments(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that is given a whole batch, of which it takes its arguments."""
+    """A forward that is given a whole batch, of which it takes its arguments; with `**`, all that are not ours."""
     taken = inspect.signature(forward).parameters
-    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values()):
-        return forward
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values())
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **{key: value for key, value in kwargs.items() if key in taken})
+        fitting = (key for key in kwargs if key in taken or (takes_all and key != NEXT))
+        return forward(*args, **{key: kwargs[key] for key in fitting})
 
     return run
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from planner.errors import PlannerError
 from planner.execute.data import TrainingData, open_data
 from planner.execute.order import mixed
-from planner.execute.own_arguments import NEXT, Arguments
+from planner.execute.own_arguments import Arguments
+from planner.execute.own_batches import NEXT
 from planner.spec.training_run import SYNTHETIC, TrainingRun
 
 

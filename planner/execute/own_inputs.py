@@ -62,6 +62,7 @@ class Seen:
     bounds: dict[str, int] = field(default_factory=dict)  # how many values an integer may have
     looked_up: set[str] = field(default_factory=set)  # those that choose rows of a table
     classes: set[str] = field(default_factory=set)  # those that a loss compares scores with
+    uneven: set[str] = field(default_factory=set)  # why some labels count less in the mean of such a loss
     # of those, and of what is gathered: the first one's place in its sequence, and how many; none if it was lost
     firsts: dict[str, set[tuple[int, int] | None]] = field(default_factory=dict)
     starts: set[int] = field(default_factory=set)  # of fractions that lost one place of the sequence: their first
@@ -107,8 +108,10 @@ class _Indices(TorchFunctionMode):
             self.seen.looked_up |= self._key_of(chosen)
         elif func in (F.cross_entropy, F.nll_loss):
             scores, target = _given(args, kwargs, 0, "input"), _given(args, kwargs, 1, "target")
-            self._choose(target, scores.shape[min(1, scores.dim() - 1)])
+            count = scores.shape[min(1, scores.dim() - 1)]
+            self._choose(target, count)
             self._compare(target)
+            self._note_uneven(_given(args, kwargs, 4, "ignore_index"), _given(args, kwargs, 2, "weight"), count)
             self.seen.classes |= self._key_of(target)
         elif func is F.one_hot:
             chosen = _given(args, kwargs, 0, "tensor")
@@ -131,6 +134,12 @@ class _Indices(TorchFunctionMode):
     def _choose(self, chosen: Any, count: int) -> None:
         for key in self._key_of(chosen) if count > 0 else ():
             self.seen.bounds[key] = min(count, self.seen.bounds.get(key, count))
+
+    def _note_uneven(self, ignored: int | None, weight: Tensor | None, count: int) -> None:
+        if ignored is not None and 0 <= ignored < count:
+            self.seen.uneven.add(f"ignore_index {ignored}")
+        if weight is not None:
+            self.seen.uneven.add("a weight for each class")
 
     def _compare(self, chosen: Any) -> None:
         """Each label stands against the scores at its place: where those begin, tells the first one."""

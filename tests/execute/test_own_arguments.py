@@ -131,6 +131,19 @@ def test_what_no_data_can_feed_is_refused() -> None:
     assert "returns its scores" in refused(lambda x, *_: x, None, "tokens", "labels")
 
 
+def test_labels_that_count_less_than_others_are_refused() -> None:
+    """Several ranks and microbatches would weigh their means by how many labels they have."""
+
+    def loss(**keys: Any) -> Callable[..., Any]:
+        return lambda x, _, y: F.cross_entropy(x.flatten(0, 1), y.flatten(), **keys)
+
+    rule = "in the mean that a module returns for its loss all labels count alike: "
+    assert refused(loss(ignore_index=VOCAB - 1)) == f"{rule}ignore_index {VOCAB - 1}"
+    assert refused(loss(weight=torch.ones(VOCAB, device="meta"))) == rule + "a weight for each class"
+    for ignored in (-1, VOCAB):
+        assert seen(loss(ignore_index=ignored)).returns_loss
+
+
 def test_scores_are_logits_by_name_or_the_only_ones() -> None:
     scores, state = torch.zeros(2, 3, 7), torch.zeros(2, 3, 4)
     assert scores_in((scores, None, torch.zeros(2)), (2, 3)) is scores

@@ -26,4 +26,5 @@ def test_a_forward_is_given_its_own_arguments() -> None:
     assert forward(1, mask=3, labels=2) == (1, 3)
     with pytest.raises(TypeError, match="tokens"):
         forward(labels=2)
-    assert with_its_arguments(TakingAll().forward)(tokens=1, labels=2) == {"tokens": 1, "labels": 2}
+    taken = with_its_arguments(TakingAll().forward)(tokens=1, labels=2, next_tokens=3)
+    assert taken == {"tokens": 1, "labels": 2}, "what is ours it is not given"
