@@ -20,12 +20,12 @@ _MOMENTS: dict[Optimizer, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq")
 
 
 class LocalOptimizer:
-    """AdamW or plain SGD. Norms and biases do not decay."""
+    """AdamW or plain SGD of what is trained. Norms and biases do not decay."""
 
     def __init__(self, kind: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]], module: nn.Module,
                  run: TrainingRun) -> None:  # fmt: skip
         self.kind = kind
-        self._parameters = dict(parameters)
+        self._parameters = {path: value for path, value in parameters if value.requires_grad}
         self._held = {path: nn.Parameter(local(value.detach())) for path, value in self._parameters.items()}
         decayed = [held for path, held in self._held.items() if decays(module, path)]
         others = [held for path, held in self._held.items() if not decays(module, path)]

@@ -20,6 +20,7 @@ from planner.execute.own_batches import loss_in, meta_inputs, own_loss
 from planner.execute.own_module import OwnRunner, Ties
 from planner.execute.own_pipeline import OwnPipeline
 from planner.execute.own_splits import place_of
+from planner.execute.own_stage import OwnStage
 from planner.execute.phases import phase
 from planner.execute.weights import Fill
 from planner.models.user_module import Example
@@ -89,6 +90,10 @@ class _Unfilled(OwnRunner):
 
     def _fill(self, ties: Ties, fill: Fill) -> None:
         pass
+
+    def _stand_in(self, stage: OwnStage) -> None:
+        with self.fake_mode:
+            super()._stand_in(stage)
 
     def _pipeline(self) -> OwnPipeline | None:
         return None

@@ -20,7 +20,14 @@ from planner.execute.compiled import compile_block, require_compilable
 from planner.execute.gradients import TiedEnds, divide, synchronise
 from planner.execute.mesh import build_meshes
 from planner.execute.objective import Objective, require_tokens
-from planner.execute.own_batches import loss_in, meta_inputs, microbatches_by_name, own_loss, with_its_arguments
+from planner.execute.own_batches import (
+    dtype_of,
+    loss_in,
+    meta_inputs,
+    microbatches_by_name,
+    own_loss,
+    with_its_arguments,
+)
 from planner.execute.own_pipeline import OwnPipeline
 from planner.execute.own_splits import OwnSplits, carry, run_on_example, weights_as, whole_output
 from planner.execute.own_stage import OwnStage, layers_of, outermost_lists
@@ -60,7 +67,7 @@ class OwnRunner(Runner):
     ) -> None:
         self.plan, self.workload, self.device = plan, workload, device
         self.stages, self.applied, self.tied, self.pipeline = {}, (), None, None
-        self.dtype = next(model.parameters()).dtype
+        self.dtype = dtype_of(model)
         self.objective = Objective(loss_fn)
         strategy = plan.strategy
         self.meshes = build_meshes(strategy, device_type=device.type, kv_heads=strategy.tp, tied=True)
@@ -80,7 +87,8 @@ class OwnRunner(Runner):
         shared: list[tuple[nn.Module, str]] = []
         if self.stage is not None:
             self.stage.stop_behind_layers()
-            shared = self.stage.shared
+            shared = [(owner, name) for owner, name in self.stage.shared if getattr(owner, name).requires_grad]
+            self._stand_in(self.stage)
         self._fill(ties, fill)
         self.ends = [Summed(module, name, self.meshes.ends) for module, name in shared]
         if self.ends:
@@ -96,6 +104,10 @@ class OwnRunner(Runner):
         self.module.to_empty(device=self.device)
         _tie(ties)
         fill(self.module)
+
+    def _stand_in(self, stage: OwnStage) -> None:
+        """For weights of other stages, which take no memory."""
+        stage.stand_in(self.device, self.sent_dtype)
 
     def _pipeline(self) -> OwnPipeline | None:
         if self.stage is None:
@@ -318,4 +330,4 @@ def _tie(ties: Ties) -> None:
                     remedy="give both the same split, or keep both whole",
                     key="modules",
                 )
-            other.register_parameter(other_name, getattr(owner, name))
+            other.register_parameter(other_name, owner._parameters[name])

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from planner.errors import PlannerError
 from planner.execute.free_memory import free_bytes
-from planner.execute.own_batches import loss_in, meta_inputs
+from planner.execute.own_batches import dtype_of, loss_in, meta_inputs
 from planner.execute.own_inputs import bounds_of, drawn
 from planner.execute.own_module import require_runnable
 from planner.execute.own_splits import run_on_example
@@ -57,7 +56,7 @@ def shrunk_own(plan: Plan, module: nn.Module, example: Example, processes: int) 
     small = small_workload(work, strategy, length)
     made = laid_out(plan, strategy, small, layers)
     made = replace(made, modules=plan.modules if strategy.tp > 1 else {})
-    inputs = meta_inputs(example, strategy.microbatch, length, _dtype(module))
+    inputs = meta_inputs(example, strategy.microbatch, length, dtype_of(module))
     bounds, out = bounds_of(partial(run_on_example, module, inputs), inputs)
     given_batch = example(small.global_batch, length)
     return SmallOwn(
@@ -121,10 +120,6 @@ def _length(module: nn.Module, example: Example, work: TrainWorkload, strategy: 
         if length >= work.seq_len:
             break
         with suppress(PlannerError):
-            run_on_example(module, meta_inputs(example, strategy.microbatch, length, _dtype(module)))
+            run_on_example(module, meta_inputs(example, strategy.microbatch, length, dtype_of(module)))
             return length
     return work.seq_len
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype

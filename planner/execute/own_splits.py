@@ -88,7 +88,7 @@ class OwnSplits:
 
     def apply(self, mesh: DeviceMesh) -> None:
         """Keep this rank's pieces, everything on the tensor-parallel mesh."""
-        self.summed = [entry for entry in self.summed if entry.module._parameters.get(entry.name) is not None]
+        self.summed = [entry for entry in self.summed if _is_trained(entry.module._parameters.get(entry.name))]
         for path, module in self.module.named_modules():
             made = self.cut.get(path)
             for name, value in list(module._parameters.items()):
@@ -167,17 +167,27 @@ class OwnSplits:
         return found
 
 
+def _is_trained(weight: Tensor | None) -> bool:
+    return weight is not None and weight.requires_grad
+
+
 @contextmanager
 def weights_as(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Weights on the meta device in the dtype of a step: on it depends whether `.float()` gives the weight."""
-    kept = [(weight, weight.dtype) for weight in module.parameters() if weight.is_floating_point()]
-    for weight, _ in kept:
+    """Weights on the meta device in the dtype of a step: on it depends whether `.float()` gives the weight.
+
+    All of them take gradients for so long, which show who reads a weight that is not trained.
+    """
+    weights = [weight for weight in module.parameters() if weight.is_floating_point()]
+    kept = [(weight, weight.dtype, weight.requires_grad) for weight in weights]
+    for weight in weights:
         weight.data = weight.data.to(dtype)
+        weight.requires_grad_(True)
     try:
         yield
     finally:
-        for weight, before in kept:
+        for weight, before, trained in kept:
             weight.data = weight.data.to(before)
+            weight.requires_grad_(trained)
 
 
 def run_on_example(module: nn.Module, inputs: Inputs, *, otherwise: str = "plan with --fix tp=1,pp=1") -> Any:

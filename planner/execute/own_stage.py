@@ -75,7 +75,9 @@ class OwnStage:
         self.received: Tensor | None = None
         self.shared: list[tuple[nn.Module, str]] = []  # weights that the first and the last stage have both
         self._kept: set[int] = set()
+        self._ran: tuple[str, ...] = ()  # modules outside of the layers that run here, without gradients perhaps
         self._twice: set[int] = set()
+        self._gone: list[tuple[nn.Module, str, Tensor]] = []  # weights that do not run here, shapes alone
         self._tables: dict[str, Any] = {}  # modules in front of the layers: their results
         self._stand_in: Any = None
         self._whole = True
@@ -104,7 +106,16 @@ class OwnStage:
         self._twice = {id(weight) for weight in front} & {id(weight) for weight in alone}
         self._kept = {id(weight) for weight in (front if self.is_first else ())}
         self._kept |= {id(weight) for weight in (alone if self.is_last else ())}
+        self._require_trained_alike(seen, {id(weight) for weight in front}, {id(weight) for weight in alone})
         self._tables = {path: seen.before[path] for path in tables}
+        self._ran = (*(seen.before if self.is_first else ()), *(seen.after if self.is_last else ()))
+
+    def _require_trained_alike(self, seen: _Seen, front: set[int], behind: set[int]) -> None:
+        """A weight of both ends gets the sum of two gradients: a module that runs without any gives none."""
+        for paths, own, other in ((seen.before, front, behind), (seen.after, behind, front)):
+            ran = {id(value) for path in paths for value in self.module.get_submodule(path).parameters()}
+            if (ran - own) & other:
+                raise _refused("a weight of both ends takes gradients at both", self._path_of((ran - own) & other))
 
     def stop_behind_layers(self) -> None:
         """Where a later stage has no layers, nothing else ends this one; behind the hooks of sharding."""
@@ -209,6 +220,7 @@ class OwnStage:
         """Take away weights that do not run here, and what would read them."""
         self._whole = False
         own = {id(value) for layer in self.own_layers().values() for value in layer.parameters()}
+        own |= {id(value) for path in self._ran for value in self.module.get_submodule(path).parameters()}
         inside = {id(module) for layer in self.layers.values() for module in layer.modules()}
         for module in list(self.module.modules()):
             for name, value in list(module._parameters.items()):
@@ -218,13 +230,23 @@ class OwnStage:
                     continue
                 if value is None or id(value) in self._kept | own:
                     continue
+                if id(module) not in inside and not (value.is_floating_point() or value.requires_grad):
+                    continue  # no gradient shows who reads it
                 module._parameters[name] = None
-                if id(module) not in inside and list(module.children()):  # its own forward reads it
-                    del module._parameters[name]
-                    module.register_buffer(name, value.detach(), persistent=False)
+                self._gone.append((module, name, value.detach()))
         if not self.is_first:
             for path, result in self._tables.items():
                 self.module.get_submodule(path).forward = _nothing_like(result)
+
+    def stand_in(self, device: torch.device, dtype: torch.dtype) -> None:
+        """What code outside of layers asks of weights that are gone, such as their dtype, and one number for all.
+
+        That is none: where it were read, the loss would say so.
+        """
+        for module, name, weight in self._gone:
+            own = dtype if weight.is_floating_point() else weight.dtype
+            number = torch.full((), float("nan") if own.is_floating_point else 0, dtype=own, device=device)
+            vars(module)[name] = number.expand(weight.shape)
 
     def _path_of(self, weights: set[int]) -> str:
         """One of them by its path; one of a module that is cut has none now."""

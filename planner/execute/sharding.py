@@ -138,7 +138,7 @@ def shard_groups(module: nn.Module, parts: Sequence[Group], meshes: Meshes, prec
             key="precision",
         )
     strategy = meshes.strategy
-    own = {parameter.dtype for parameter in module.parameters()}
+    own = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     dtype = None if own == {torch.float64} else DTYPES[precision]
     if meshes.data_ranks == 1 and dtype in (None, torch.float32) and meshes.experts is None:
         return Sharding((), strategy.zero, strategy.pp > 1)

@@ -300,6 +300,36 @@ class LargeEnds(nn.Module):
         return F.cross_entropy(self.lm_head(x).flatten(0, 1), labels.flatten())
 
 
+class Unlearning(Gpt):
+    """Its table takes gradients from the scores alone."""
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.wte(tokens)
+        for block in self.h:
+            x = block(x)
+        return F.cross_entropy(self.lm_head(x).flatten(0, 1), labels.flatten())
+
+
+class Asking(Gpt):
+    """Asks weights of theirs for a dtype, trains no table, and looks places up without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__(FusedAttention)
+        self.wte.weight.requires_grad_(False)
+        self.places = nn.Parameter(torch.arange(256).flip(0), requires_grad=False)
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        x = self.wte(tokens.to(self.wte.weight.device))
+        with torch.no_grad():
+            places = self.wpe(self.places[: tokens.shape[1]])
+        x = (x + places).to(self.h[0].ln_1.weight.dtype)
+        for block in self.h:
+            x = block(x)
+        logits = self.lm_head(self.ln_f(x).to(self.wte.weight.dtype))
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
 class Backward(Gpt):
     """Its layers run from the last to the first."""
 
@@ -459,6 +489,14 @@ def three_heads() -> Made:
 
 def large_ends() -> Made:
     return LargeEnds(), tokens_and_labels
+
+
+def unlearning() -> Made:
+    return Unlearning(FusedAttention), tokens_and_labels
+
+
+def asking() -> Made:
+    return Asking(), tokens_and_labels
 
 
 def backward() -> Made:

@@ -120,7 +120,8 @@ def test_what_parts_cannot_do_is_refused() -> None:
         ("paired_thirds", own_plan({"tp": 2}, modules={"h.*.attn.both": COLUMN, "h.*.attn.out": ROW})),
     ]
     stages = own_plan({"pp": 2, "schedule": "gpipe"}, layers=4)
-    cases += [("backward", stages), ("around", stages), ("perceptrons", own_plan({"pp": 2}, layers=6))]
+    cases += [("backward", stages), ("around", stages), ("unlearning", stages)]
+    cases += [("perceptrons", own_plan({"pp": 2}, layers=6))]
     rule = "between the splits of a module of one's own runs only what each rank can do with its part: "
     wanted = [
         rule + "roll: not known to be the same on a part of a tensor (own_models.py:",
@@ -130,6 +131,7 @@ def test_what_parts_cannot_do_is_refused() -> None:
         rule + "3 heads of each of the 2 that one layer gives are no multiple of tp 2 (own_models.py:",
         "in a pipeline the layers run once each, in the order of their list: 3, 2, 1, 0",
         "in a pipeline a value from in front of the layers is read behind them: ",
+        "in a pipeline a weight of both ends takes gradients at both: wte.weight",
         "the 6 layers of the plan are the members of one list of the module: blocks of 4",
     ]
     for found in run_world(2, cut_refusals, cases):

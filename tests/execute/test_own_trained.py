@@ -40,12 +40,18 @@ LAYOUTS = {
     "gpt": [spread("gpt", zero=3, microbatch=2), cut("gpt", sp=True), spread("gpt", pp=2, microbatch=2)],
     "llama": [cut("llama"), spread("llama", pp=2)],
     "shifting": [spread("shifting", zero=1), cut("shifting", sp=True)],
+    "asking": [
+        spread("asking", pp=2, microbatch=2),
+        spread("asking", pp=2, schedule="1f1b"),
+        spread("asking", zero=3),
+    ],
 }
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_losses_are_those_of_one_process(kind: str, tmp_path: Path) -> None:
-    """Fused layers and a tied table; scores without a loss; labels that the module shifts, tensors no buffers."""
+    """Fused layers and a tied table; scores without a loss; labels that the module shifts, tensors no buffers;
+    weights that are not trained, or asked for no more than their dtype."""
     flags: dict[str, Any] = {"steps": 3, "seed": 4}
     (alone,) = run_world(1, trained_each, [spread(kind, 1)], tmp_path, flags)
     assert len(set(alone[0])) == 3
