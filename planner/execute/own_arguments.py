@@ -53,6 +53,13 @@ class Arguments:
 def arguments_of(module: nn.Module, example: Example, length: int) -> Arguments:
     """What a module on the meta device takes, or a PlannerError that says why no data of a run can feed it."""
     given = dict(example(_ROWS, length))
+    for key, value in given.items():
+        if not isinstance(value, Tensor) and next(tensors_in(value), None) is not None:
+            raise _refused(
+                "a module's arguments hold tensors by name, none of them inside of another value",
+                f"{key}: {type(value).__name__}",
+                "give each tensor a name of its own, or " + _SCRIPT,
+            )
     shapes = {key: value.shape for key, value in given.items() if isinstance(value, Tensor)}
     for key, shape in shapes.items():
         if shape[:1] != (_ROWS,):
@@ -107,12 +114,15 @@ def scores_in(out: Any, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def _drawn_of(given: Mapping[str, Any], bounds: Mapping[str, int]) -> tuple[str, ...]:
-    """Fractions, and integers below a bound, of which the example has one number all over; labels always."""
+    """Labels, and of fractions and bounded integers those whose example says nothing or differs by sequence.
+
+    One number all over says nothing; what differs along a sequence alone, such as a mask, is meant.
+    """
     found = []
     for key, value in given.items():
         if isinstance(value, Tensor) and value.numel():
             known = value.is_floating_point() or key in bounds
-            if key in _LABELS or (known and bool((value == value.flatten()[0]).all())):
+            if key in _LABELS or (known and (_alike(value, value.flatten()[0]) or not _alike(value, value[:1]))):
                 found.append(key)
     return tuple(found)
 
@@ -184,7 +194,7 @@ def _require_even(seen: Seen) -> None:
 def _require_alike(given: Mapping[str, Any], fed: set[str]) -> None:
     """What no data feeds is as the example has it, so it must not depend on the sequence."""
     for key, value in given.items():
-        if key not in fed and isinstance(value, Tensor) and not bool((value == value[:1]).all()):
+        if key not in fed and isinstance(value, Tensor) and not _alike(value, value[:1]):
             raise _refused("an argument beside tokens and labels is the same for every sequence", key, _SCRIPT)
 
 
@@ -200,6 +210,10 @@ def _shifts(module: nn.Module, labels: str, seen: Seen, length: int) -> bool:
             "token's label is the next one; or " + _SCRIPT,
         )
     return ahead == 1
+
+
+def _alike(value: Tensor, all_of_it: Tensor) -> bool:
+    return bool((value == all_of_it).all())
 
 
 def _same(before: tuple[Tensor, int], after: tuple[Tensor, int]) -> bool:

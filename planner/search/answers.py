@@ -43,6 +43,10 @@ class Question:
     workload: TrainWorkload
     wishes: Wishes
 
+    def __post_init__(self) -> None:
+        if self.graph.own:
+            object.__setattr__(self, "wishes", self.wishes.of_own_module())
+
     def space(self, gpus: int) -> Space:
         """The candidates on so many GPUs."""
         return space_of(self.spec, self.workload, gpus, self.wishes, layers=len(_layers(self.graph)))

@@ -34,7 +34,7 @@ from planner.search.variations import (
 from planner.spec.findings import Finding, FindingKind
 from planner.spec.plan import Plan
 from planner.spec.strategy import Strategy
-from planner.spec.wishes import RECOMPUTES, SCHEDULES, Fix
+from planner.spec.wishes import Fix
 from planner.units import GIB, in_binary_bytes
 
 KINDS: tuple[FindingKind, ...] = ("binding", "easing", "flip", "runner_up")
@@ -198,9 +198,9 @@ class _Around:
         for key, value in wishes.fix.given.items():
             if key != "recompute":
                 yield self._easing(f"{key} free, not {value}", f"fix.{key}", released(question, key), base)
-        if wishes.allowed_recompute != RECOMPUTES:
+        if every_recompute(question).wishes.allowed_recompute != wishes.allowed_recompute:
             yield self._easing("every recomputation allowed", "recompute", every_recompute(question), base)
-        if "schedule" not in wishes.fix.given and wishes.schedules != SCHEDULES:
+        if "schedule" not in wishes.fix.given and every_schedule(question).wishes.schedules != wishes.schedules:
             yield self._easing("every schedule allowed", "schedules", every_schedule(question), base)
         if not fewest:
             yield self._twice_the_batch(base)

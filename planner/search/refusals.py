@@ -215,9 +215,9 @@ def _families(known: Misfit, question: Question) -> Iterator[_Family]:
     if more:
         tries = tuple(_Try(flags=f"--gpus {count}", question=question, gpus=(count,)) for count in more)
         yield _Family(name=f"up to {more[-1]:,} GPUs", tries=tries)
-    if wishes.allowed_recompute != RECOMPUTES:
+    if every_recompute(question).wishes.allowed_recompute != wishes.allowed_recompute:
         yield _one("allow recompute", every_recompute(question), counts)
-    if len(wishes.allowed_schedules) < len(SCHEDULES) and "schedule" not in wishes.fix.given:
+    if "schedule" not in wishes.fix.given and every_schedule(question).wishes.schedules != wishes.schedules:
         yield _one("allow every schedule", every_schedule(question), counts)
     for key in wishes.fix.given:
         if key != "recompute":

@@ -3,7 +3,8 @@
 The space, of so many GPUs. A key that the wishes fix has that value alone, be it outside these ranges.
 
 - tp, pp, cp, dp: every factorisation of the GPUs. Of a user's own module nobody says where tp may cut it: tp is 1;
-  and pp is at most its layers, embedding and head counted as one each, 1 where it has no layers.
+  pp is at most its layers, embedding and head counted as one each, 1 where it has no layers; and the executor does
+  not spread its sequences: cp is 1.
 - ep: the divisors of tp·cp·dp, etp: 1 or tp, for a model with experts; else 1.
 - schedule: those allowed. vpp: 1 for gpipe and 1f1b; 2 to 8 for interleaved and zb and 2 for zbv, where pp·vpp
   divides the layers, with or without embedding and head.
@@ -207,12 +208,13 @@ class _Ranges:
     def degrees(self) -> Iterator[tuple[int, ...]]:
         """tp, pp, cp, dp of product gpus."""
         fix = self.fix
-        tensor = 1 if self.model is None and fix.tp is None else fix.tp
+        own = self.model is None
+        tensor, context = (1 if own and fixed is None else fixed for fixed in (fix.tp, fix.cp))
         for tp in _degrees(self.gpus, tensor):
             for pp in _degrees(self.gpus // tp, fix.pp):
-                if self.model is None and fix.pp is None and pp > (self.layers + 2 if self.layers else 1):
+                if own and fix.pp is None and pp > (self.layers + 2 if self.layers else 1):
                     continue
-                for cp in _degrees(self.gpus // tp // pp, fix.cp):
+                for cp in _degrees(self.gpus // tp // pp, context):
                     dp = self.gpus // (tp * pp * cp)
                     if fix.dp in (None, dp):
                         yield tp, pp, cp, dp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from planner.errors import PlannerError
@@ -127,6 +127,18 @@ class Wishes:
                 remedy="give what a GPU costs in an hour",
                 key="price_per_gpu_hour",
             )
+
+    def of_own_module(self) -> Wishes:
+        """Those of a user's own module: what the executor refuses for one is not chosen unless asked for.
+
+        It runs blocks again as a whole, and a pipeline with one stage a rank.
+        """
+        recompute, schedules = self.recompute, self.schedules
+        if self.fix.recompute in (None, "auto"):
+            recompute = tuple(word for word in recompute if word != "selective") or recompute
+        if self.fix.schedule is None and self.fix.vpp in (None, 1):
+            schedules = tuple(word for word in schedules if word in ("gpipe", "1f1b")) or schedules
+        return replace(self, recompute=recompute, schedules=schedules)
 
     @property
     def allowed_recompute(self) -> tuple[Recompute, ...]:

@@ -127,8 +127,34 @@ def test_what_no_data_can_feed_is_refused() -> None:
         lambda b, n: {"tokens": zeros(b, n), "bias": torch.arange(1.0 * b * n).view(b, n), "labels": zeros(b, n)},
     )
     assert said == "an argument beside tokens and labels is the same for every sequence: bias"
+    nested = {"more": {"labels": zeros(2, LENGTH)}}
+    said = refused(loss, lambda b, n: {"tokens": zeros(b, n), **nested})
+    assert said.endswith("none of them inside of another value: more: dict")
     assert "returns its scores" in refused(lambda x, _: x[:, -1:], None, "tokens")
     assert "returns its scores" in refused(lambda x, *_: x, None, "tokens", "labels")
+
+
+class Fitted(nn.Module):
+    """What takes no tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 1)
+
+    def forward(self, features: Tensor, mask: Tensor, goal: Tensor) -> Tensor:
+        return ((self.out(features)[..., 0] - goal) * mask).square().mean()
+
+
+@pytest.mark.parametrize("make", [torch.zeros, torch.randn])
+def test_what_differs_by_sequence_or_says_nothing_is_made_up(make: Callable[..., Tensor]) -> None:
+    def example(batch: int, length: int) -> dict[str, Tensor]:
+        mask = torch.ones(batch, length)
+        mask[:, 0] = 0.0
+        return {"features": make(batch, length, 3), "mask": mask, "goal": make(batch, length)}
+
+    with torch.device("meta"):
+        module = Fitted()
+    assert arguments_of(module, example, LENGTH).drawn == ("features", "goal")
 
 
 def test_labels_that_count_less_than_others_are_refused() -> None:

@@ -66,7 +66,9 @@ def _degrees(
         degrees = {"tp": tp, "pp": pp, "cp": cp, "dp": dp}
         if rest or any(fixed.get(key, size) != size for key, size in degrees.items()):
             continue
-        if own_module and (tp != fixed.get("tp", 1) or (pp > (layers + 2 if layers else 1) and "pp" not in fixed)):
+        if own_module and (tp != fixed.get("tp", 1) or cp != fixed.get("cp", 1)):
+            continue
+        if own_module and "pp" not in fixed and pp > (layers + 2 if layers else 1):
             continue
         yield degrees
 

@@ -12,6 +12,7 @@ from planner.errors import PlannerError
 from planner.search.answers import Answer, Question, answer, figures, runners_up, searched
 from planner.search.objectives import step_limit_seconds, value_of
 from planner.search.optimize import Progress
+from planner.search.variations import every_recompute, every_schedule
 from planner.spec.wishes import Wishes
 from tests.cost.training_cases import workload
 from tests.search.questions import best_seconds, cluster, planned, question
@@ -60,6 +61,16 @@ def test_layers_in_several_lists_make_no_stages() -> None:
     apart = dataclasses.replace(graph, sequence=tuple(moved.get(place, place) for place in graph.sequence))
     for found, most in ((graph, 4), (apart, 1)):
         assert max(dataclasses.replace(asked, spec=None, graph=found).space(4).layouts.pp) == most
+
+
+def test_a_users_module_is_planned_as_the_executor_runs_it() -> None:
+    asked = question()
+    own = dataclasses.replace(asked, spec=None, graph=dataclasses.replace(asked.graph, own=True))
+    columns = own.space(4).layouts
+    assert max(columns.cp) == max(columns.vpp) == 1
+    assert set(columns.schedule) == {"gpipe", "1f1b"}
+    assert own.wishes.allowed_recompute == ("none", "full")
+    assert every_recompute(own).wishes == every_schedule(own).wishes == own.wishes
 
 
 def test_the_certificate_is_the_sum_of_all_numbers() -> None:

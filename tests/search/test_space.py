@@ -42,7 +42,9 @@ def listed(
         factors = {"tp": tp, "pp": pp, "cp": cp, "dp": dp}
         if tp * pp * cp * dp != gpus or any(held.get(key, size) != size for key, size in factors.items()):
             continue
-        if model is None and (tp != held.get("tp", 1) or pp > (layers + 2 if layers else 1)):
+        if model is None and (tp != held.get("tp", 1) or cp != held.get("cp", 1)):
+            continue
+        if model is None and pp > (layers + 2 if layers else 1):
             continue
         has_experts = model is not None and model.moe is not None
         whole = [size for size in range(1, gpus + 1) if tp * cp * dp % size == 0] if has_experts else [1]

@@ -157,3 +157,24 @@ def test_wrong_wishes_are_told(data: dict[str, Any], key: str, remedy: str) -> N
 def test_wishes_that_go_together(data: dict[str, Any]) -> None:
     wishes = Wishes.from_dict(data)
     assert Wishes.from_dict(wishes.to_dict()) == wishes
+
+
+@pytest.mark.parametrize(
+    ("data", "recompute", "schedules"),
+    [
+        ({}, ("none", "full"), ("gpipe", "1f1b")),
+        ({"recompute": ["none"], "schedules": ["1f1b", "zbv"]}, ("none",), ("1f1b",)),
+        ({"recompute": ["selective"], "schedules": ["zbv"]}, ("selective",), ("zbv",)),
+        ({"fix": "recompute=selective,schedule=zb"}, ("selective",), ("zb",)),
+    ],
+)
+def test_what_the_executor_refuses_for_a_users_module_is_asked_for_or_not_chosen(
+    data: dict[str, Any], recompute: tuple[str, ...], schedules: tuple[str, ...]
+) -> None:
+    own = Wishes.from_dict(data).of_own_module()
+    assert own.allowed_recompute == recompute
+    assert own.allowed_schedules == schedules
+
+
+def test_virtual_stages_of_a_users_module_may_be_asked_for() -> None:
+    assert Wishes.from_dict({"fix": "vpp=2"}).of_own_module().allowed_schedules == SCHEDULES
