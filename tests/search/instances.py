@@ -107,6 +107,8 @@ def instance(seed: int, *, uneven: bool = False) -> Instance:
             continue
         if 12 % found.gpus and found.gpus != 8:
             continue
+        if found.model is None and not layers_of(found.graph) and (found.wishes.fix.pp or 1) > 1:
+            continue  # refused: no stages without layers
         if not FEWEST_PLANS <= len(found.space) <= MOST_STRATEGIES:
             continue
         every = found.strategies
