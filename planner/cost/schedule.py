@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from planner.cost import recurrence
 from planner.errors import PlannerError
 from planner.spec.orders import (
+    ONE_STAGE_A_RANK,
     SPLIT_BACKWARD,
     rank_stages,
     require_runnable,
@@ -91,7 +92,7 @@ def lower_bound_seconds(
     microbatch through all and the others through this one forward, or back.
     """
     case = _Case.of(schedule, forward, backward, weight, microbatches, hop_seconds, pp, vpp)
-    if schedule in ("gpipe", "1f1b"):
+    if schedule in ONE_STAGE_A_RANK:
         return _closed(case).reshape(case.shape)
     back = case.backward - case.weight
     further = (case.microbatches - 1)[:, None] * np.maximum(case.forward, back)

@@ -29,14 +29,12 @@ from planner.cost.ways import Way
 from planner.cost.weights import rank_weights, tied_parameters
 from planner.spec.graph import Graph
 from planner.spec.hardware import HardwareProfile
-from planner.spec.orders import orders
+from planner.spec.orders import ONE_STAGE_A_RANK, orders
 from planner.spec.strategy import Schedule, Strategy
 from planner.spec.workload import TrainWorkload
 from planner.units import FP32_BYTES
 
 _PACKED = 4.0  # times that each byte is read or written around its exchange
-_WAITING = ("gpipe", "1f1b")  # torch's schedules that wait for a message where they start to receive it
-
 
 T = TypeVar("T")
 
@@ -192,7 +190,9 @@ class SharedStages:
         weight = self._of_blocks(lambda block: block.weight_seconds)
         gathering = self._gathering()  # [forward | backward, stage, layout]
         hop = self._hop_seconds()
-        waits = ~self.layouts.overlap_pp & (self.workload.stack == "megatron" or self.schedule in _WAITING)
+        # torch sends and receives on the side where a rank has several stages
+        together = self.workload.stack == "megatron" or self.schedule in ONE_STAGE_A_RANK
+        waits = ~self.layouts.overlap_pp & together
         blocking = self._blocking(np.where(waits, hop, 0.0))
         return _Work(
             work=StageWork(

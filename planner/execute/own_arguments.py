@@ -17,8 +17,8 @@ from planner.errors import PlannerError
 from planner.execute.cut import tensors_in
 from planner.execute.loss import token_loss_sum
 from planner.execute.mesh import ALONE
-from planner.execute.own_batches import NEXT, dtype_of, loss_in, meta_inputs
-from planner.execute.own_inputs import Seen, seen_by
+from planner.execute.own_batches import NEXT, dtype_of, loss_in, meta_inputs, nested_in
+from planner.execute.own_inputs import Seen, is_constant, seen_by
 from planner.execute.own_splits import run_on_example
 from planner.models.user_module import Example
 
@@ -53,13 +53,13 @@ class Arguments:
 def arguments_of(module: nn.Module, example: Example, length: int) -> Arguments:
     """What a module on the meta device takes, or a PlannerError that says why no data of a run can feed it."""
     given = dict(example(_ROWS, length))
-    for key, value in given.items():
-        if not isinstance(value, Tensor) and next(tensors_in(value), None) is not None:
-            raise _refused(
-                "a module's arguments hold tensors by name, none of them inside of another value",
-                f"{key}: {type(value).__name__}",
-                "give each tensor a name of its own, or " + _SCRIPT,
-            )
+    nested = nested_in(given)
+    if nested:
+        raise _refused(
+            "a module's arguments hold tensors by name, none of them inside of another value",
+            nested,
+            "give each tensor a name of its own, or " + _SCRIPT,
+        )
     shapes = {key: value.shape for key, value in given.items() if isinstance(value, Tensor)}
     for key, shape in shapes.items():
         if shape[:1] != (_ROWS,):
@@ -122,7 +122,7 @@ def _drawn_of(given: Mapping[str, Any], bounds: Mapping[str, int]) -> tuple[str,
     for key, value in given.items():
         if isinstance(value, Tensor) and value.numel():
             known = value.is_floating_point() or key in bounds
-            if key in _LABELS or (known and (_alike(value, value.flatten()[0]) or not _alike(value, value[:1]))):
+            if key in _LABELS or (known and (is_constant(value) or not _alike(value))):
                 found.append(key)
     return tuple(found)
 
@@ -194,7 +194,7 @@ def _require_even(seen: Seen) -> None:
 def _require_alike(given: Mapping[str, Any], fed: set[str]) -> None:
     """What no data feeds is as the example has it, so it must not depend on the sequence."""
     for key, value in given.items():
-        if key not in fed and isinstance(value, Tensor) and not _alike(value, value[:1]):
+        if key not in fed and isinstance(value, Tensor) and not _alike(value):
             raise _refused("an argument beside tokens and labels is the same for every sequence", key, _SCRIPT)
 
 
@@ -212,8 +212,8 @@ def _shifts(module: nn.Module, labels: str, seen: Seen, length: int) -> bool:
     return ahead == 1
 
 
-def _alike(value: Tensor, all_of_it: Tensor) -> bool:
-    return bool((value == all_of_it).all())
+def _alike(value: Tensor) -> bool:
+    return bool((value == value[:1]).all())
 
 
 def _same(before: tuple[Tensor, int], after: tuple[Tensor, int]) -> bool:

@@ -57,14 +57,15 @@ def microbatches_by_name(
             remedy="give a dict, as the example of the model's file returns",
             key="batch",
         )
+    nested = nested_in(batch)
+    if nested:
+        raise PlannerError(
+            "a batch holds its tensors by name, none of them inside of another value",
+            value=nested,
+            remedy="give each tensor a name of its own, so that its rows can be dealt out",
+            key="batch",
+        )
     for key, value in batch.items():
-        if not isinstance(value, Tensor) and next(tensors_in(value), None) is not None:
-            raise PlannerError(
-                "a batch holds its tensors by name, none of them inside of another value",
-                value=f"{key}: {type(value).__name__}",
-                remedy="give each tensor a name of its own, so that its rows can be dealt out",
-                key="batch",
-            )
         if isinstance(value, Tensor) and value.shape[:1] != (rows,):
             raise PlannerError(
                 f"each tensor of a batch has global_batch/dp = {rows} rows",
@@ -78,6 +79,14 @@ def microbatches_by_name(
             key: value[own].to(device, non_blocking=True) if isinstance(value, Tensor) else value
             for key, value in batch.items()
         }
+
+
+def nested_in(given: Mapping[str, Any]) -> str:
+    """The first value that has tensors inside, by name and type; empty where there is none."""
+    for key, value in given.items():
+        if not isinstance(value, Tensor) and next(tensors_in(value), None) is not None:
+            return f"{key}: {type(value).__name__}"
+    return ""
 
 
 def with_its_arguments(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -40,13 +40,18 @@ def drawn(given: Inputs, bounds: Mapping[str, int]) -> dict[str, Any]:
         found[key] = value
         if not isinstance(value, Tensor):
             continue
-        constant = value.numel() > 0 and bool((value == value.flatten()[0]).all())
+        constant = value.numel() > 0 and is_constant(value)
         if value.is_floating_point():
             drawn_value = torch.rand(value.shape, generator=generator, dtype=torch.float64)
             found[key] = drawn_value if constant else value.double()
         elif constant and key in bounds:
             found[key] = torch.randint(bounds[key], value.shape, generator=generator).to(value.dtype)
     return found
+
+
+def is_constant(value: Tensor) -> bool:
+    """One number all over, of which an example means none."""
+    return bool((value == value.flatten()[0]).all())
 
 
 def bounds_of(run: Callable[[], Any], inputs: Inputs) -> tuple[dict[str, int], Any]:

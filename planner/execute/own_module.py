@@ -40,6 +40,7 @@ from planner.execute.sharding import DTYPES, Group, shard_groups
 from planner.execute.weights import Fill, Source, copied_from, drawn_for, fill_parameters, without_values
 from planner.models.user_module import Example
 from planner.spec.legality import require_legal
+from planner.spec.orders import ONE_STAGE_A_RANK
 from planner.spec.paths import Span, unmatched
 from planner.spec.plan import Plan
 from planner.spec.workload import TrainWorkload
@@ -265,7 +266,7 @@ def require_runnable(plan: Plan) -> None:
     """Refuse axes and schedules that take a model whose parts are known."""
     strategy = plan.strategy
     others = [f"{axis} {getattr(strategy, axis)}" for axis in _DEGREES if getattr(strategy, axis) > 1]
-    if strategy.pp > 1 and strategy.schedule not in ("gpipe", "1f1b"):
+    if strategy.pp > 1 and strategy.schedule not in ONE_STAGE_A_RANK:
         others.append(f"schedule {strategy.schedule}")
     if others:
         raise PlannerError(

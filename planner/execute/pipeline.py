@@ -28,6 +28,7 @@ from planner.execute.objective import Objective
 from planner.execute.phases import phase
 from planner.execute.sharding import DataParallel
 from planner.execute.step import Microbatch
+from planner.spec.orders import ONE_STAGE_A_RANK
 from planner.spec.strategy import Schedule, Strategy
 
 SCHEDULES: dict[Schedule, Any] = {
@@ -82,7 +83,7 @@ class Pipeline:
             )
             for number, applied in stages.items()
         ]
-        one = strategy.schedule in ("gpipe", "1f1b")
+        one = strategy.schedule in ONE_STAGE_A_RANK
         self.schedule = SCHEDULES[strategy.schedule](
             pieces[0] if one else pieces, microbatches, loss_fn=self._loss, scale_grads=False
         )

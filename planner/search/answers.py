@@ -49,7 +49,7 @@ class Question:
 
     def space(self, gpus: int) -> Space:
         """The candidates on so many GPUs."""
-        return space_of(self.spec, self.workload, gpus, self.wishes, layers=len(_layers(self.graph)))
+        return space_of(self.spec, self.workload, gpus, self.wishes, layers=_layers(self.graph))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +62,11 @@ class Answer:
     found: Found
 
 
-def _layers(graph: Graph) -> list[str]:
-    """Paths of the layers; none of a user's own module whose layers are in several lists."""
+def _layers(graph: Graph) -> int:
+    """How many layers there are; none of a user's own module whose layers are in several lists."""
     found = [placement.path for placement in graph.sequence if placement.path]
     lists = {path.rpartition(".")[0] for path in found}
-    return found if len(lists) == 1 or not graph.own else []
+    return len(found) if len(lists) == 1 or not graph.own else 0
 
 
 def answer(question: Question, gpus: Sequence[int], *, progress: Report = lambda _: None) -> Answer:

@@ -26,6 +26,8 @@ from planner.search.variations import (
     capacity_bytes,
     every_recompute,
     every_schedule,
+    limits_recompute,
+    limits_schedules,
     released,
     scaled,
     with_more_memory,
@@ -198,9 +200,9 @@ class _Around:
         for key, value in wishes.fix.given.items():
             if key != "recompute":
                 yield self._easing(f"{key} free, not {value}", f"fix.{key}", released(question, key), base)
-        if every_recompute(question).wishes.allowed_recompute != wishes.allowed_recompute:
+        if limits_recompute(question):
             yield self._easing("every recomputation allowed", "recompute", every_recompute(question), base)
-        if "schedule" not in wishes.fix.given and every_schedule(question).wishes.schedules != wishes.schedules:
+        if limits_schedules(question):
             yield self._easing("every schedule allowed", "schedules", every_schedule(question), base)
         if not fewest:
             yield self._twice_the_batch(base)

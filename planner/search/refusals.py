@@ -28,6 +28,8 @@ from planner.search.variations import (
     capacity_bytes,
     every_recompute,
     every_schedule,
+    limits_recompute,
+    limits_schedules,
     plain_wishes,
     released,
     with_more_memory,
@@ -215,9 +217,9 @@ def _families(known: Misfit, question: Question) -> Iterator[_Family]:
     if more:
         tries = tuple(_Try(flags=f"--gpus {count}", question=question, gpus=(count,)) for count in more)
         yield _Family(name=f"up to {more[-1]:,} GPUs", tries=tries)
-    if every_recompute(question).wishes.allowed_recompute != wishes.allowed_recompute:
+    if limits_recompute(question):
         yield _one("allow recompute", every_recompute(question), counts)
-    if "schedule" not in wishes.fix.given and every_schedule(question).wishes.schedules != wishes.schedules:
+    if limits_schedules(question):
         yield _one("allow every schedule", every_schedule(question), counts)
     for key in wishes.fix.given:
         if key != "recompute":

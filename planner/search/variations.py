@@ -130,6 +130,17 @@ def every_schedule(question: Question) -> Question:
     return with_wishes(question, schedules=SCHEDULES)
 
 
+def limits_recompute(question: Question) -> bool:
+    """Whether more recomputation could be allowed."""
+    return every_recompute(question).wishes.allowed_recompute != question.wishes.allowed_recompute
+
+
+def limits_schedules(question: Question) -> bool:
+    """Whether more schedules could be allowed; one that is fixed is left free instead."""
+    free = "schedule" not in question.wishes.fix.given
+    return free and every_schedule(question).wishes.schedules != question.wishes.schedules
+
+
 def capacity_bytes(question: Question) -> float:
     """What the upper end of an estimate's interval may take."""
     return question.wishes.capacity_bytes(question.profile.device.memory_bytes)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from planner.errors import PlannerError
 from planner.spec.model import ModelSpec
-from planner.spec.orders import SPLIT_BACKWARD, in_two_parts
+from planner.spec.orders import ONE_STAGE_A_RANK, SPLIT_BACKWARD, in_two_parts
 from planner.spec.strategy import Recompute, Strategy
 from planner.spec.workload import ServeWorkload, TrainWorkload, Workload
 
@@ -289,10 +289,10 @@ def _virtual_stages(c: Case) -> Broken | None:
     if s.pp == 1:
         if s.vpp > 1:
             return Broken("vpp", "virtual stages need a pipeline", s.vpp, "set vpp to 1, or pp above 1")
-        if s.schedule not in ("gpipe", "1f1b"):
+        if s.schedule not in ONE_STAGE_A_RANK:
             return Broken("schedule", f"{s.schedule} needs a pipeline", "pp 1", "leave schedule out")
         return None
-    if s.schedule in ("gpipe", "1f1b") and s.vpp > 1:
+    if s.schedule in ONE_STAGE_A_RANK and s.vpp > 1:
         return Broken("vpp", f"{s.schedule} has one stage a rank", s.vpp, "use schedule interleaved, or vpp 1")
     if s.schedule in ("interleaved", "zb") and s.vpp < 2:
         return Broken("vpp", f"{s.schedule} needs two or more stages a rank", s.vpp, "set vpp to 2, or use 1f1b")

@@ -14,6 +14,7 @@ from planner.errors import PlannerError
 from planner.spec.strategy import Schedule
 
 Kind = Literal["F", "B", "I", "W"]  # forward, whole backward, its input part, its weight part
+ONE_STAGE_A_RANK: tuple[Schedule, ...] = ("gpipe", "1f1b")
 SPLIT_BACKWARD: tuple[Schedule, ...] = ("zb", "zbv")  # these run it in two parts
 
 
@@ -98,7 +99,7 @@ def require_runnable(schedule: Schedule, pp: int, vpp: int, microbatches: int) -
     for key, value in (("pp", pp), ("vpp", vpp), ("microbatches", microbatches)):
         if value < 1:
             raise PlannerError(f"{key} is at least 1", value=value, remedy="use 1 or more", key=key)
-    if schedule in ("gpipe", "1f1b") and vpp > 1:
+    if schedule in ONE_STAGE_A_RANK and vpp > 1:
         raise PlannerError(
             f"{schedule} has one stage a rank", value=vpp, remedy="use interleaved, or vpp 1", key="vpp"
         )

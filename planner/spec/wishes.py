@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from planner.errors import PlannerError
 from planner.spec.codec import Bytes, Degree, Range, Seconds, decode, encode, nearest
-from planner.spec.orders import in_two_parts
+from planner.spec.orders import ONE_STAGE_A_RANK, in_two_parts
 from planner.spec.strategy import Overlap, Recompute, Schedule, Strategy
 from planner.spec.yaml_text import Source
 
@@ -137,7 +137,7 @@ class Wishes:
         if self.fix.recompute in (None, "auto"):
             recompute = tuple(word for word in recompute if word != "selective") or recompute
         if self.fix.schedule is None and self.fix.vpp in (None, 1):
-            schedules = tuple(word for word in schedules if word in ("gpipe", "1f1b")) or schedules
+            schedules = tuple(word for word in schedules if word in ONE_STAGE_A_RANK) or schedules
         return replace(self, recompute=recompute, schedules=schedules)
 
     @property
