@@ -36,6 +36,7 @@ def plan_of(
         held[rank].append(Span(first, first + size - 1) if size else NOTHING)
         first += size
     plain = made_up_plan(
+        gib=1 / 16,  # `run` refuses plans whose training state this machine has no memory for
         model=spec.name,
         strategy=strategy.to_dict(),
         gpus=strategy.gpus,
