@@ -131,9 +131,9 @@ class Checkpoints:
                 write_text(self.folder / LATEST, final.name + "\n")
                 self._remove_old(final)
         except BaseException as error:  # CheckpointException is one that `Exception` does not catch
-            self._failed = error
             if first:
                 shutil.rmtree(beside, ignore_errors=True)  # its space may be what the next one lacks
+            self._failed = error  # last: who reads it ends the run, and this thread with it
 
     def _remove_old(self, newest: Path) -> None:
         before = [path for path in written(self.folder) if path.name < newest.name]

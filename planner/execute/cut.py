@@ -40,7 +40,8 @@ class Along:
 
     `tokens` says that it is the sequence: what a function cannot do with a part of it, it does with the whole.
     `source` is the layer that made it while it is not yet known what it fuses; `unit` is how many of that layer's
-    features one step along the dim takes.
+    features one step along the dim takes. Where there are fewer heads of keys than ranks, `copies` neighbours hold
+    the same one; each of them has the part of its gradient that its own queries give.
     """
 
     dim: int
@@ -50,6 +51,17 @@ class Along:
     source: Source | None = None
     unit: int = 1
     tokens: bool = False
+    copies: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """How many different parts there are."""
+        return self.peers.size // self.copies
+
+    @property
+    def number(self) -> int:
+        """Which of them this rank holds."""
+        return self.peers.rank // self.copies
 
     def boundaries(self) -> tuple[int, ...]:
         """Where a rank's part of the dim can be taken apart, in whole sizes."""
@@ -57,12 +69,16 @@ class Along:
 
     def own(self, whole: Tensor, dim: int) -> Tensor:
         """This rank's part of something whole."""
-        return Piece(dim, self.peers.size, self.peers.rank, parts=self.parts).of(whole)
+        return Piece(dim, self.ranks, self.number, parts=self.parts).of(whole)
 
     def like(self, other: Along, ndim: int, other_ndim: int) -> bool:
         """Whether two tensors are cut alike, their last dims put below one another."""
         here, there = (self.dim - ndim, self.size), (other.dim - other_ndim, other.size)
-        return here == there and self.parts == other.parts
+        return here == there and (self.parts, self.copies) == (other.parts, other.copies)
+
+    def require_divisible(self, size: int, what: str) -> None:
+        """Parts are equal."""
+        require_divisible(size, self.peers, what, self.copies)
 
 
 @dataclass(slots=True)
@@ -70,13 +86,16 @@ class Source:
     """A layer whose result the code after it takes apart: the boundaries it was seen to need.
 
     `fused` has the features between two neighbours of a dim that was taken for heads and then taken apart one by
-    one, as are keys and values.
+    one, as are keys and values. `few` has sizes that its features were taken apart in and that leave several ranks
+    to each: fused pieces, or heads of keys, of which those ranks then hold `copies`.
     """
 
     path: str
     size: int
     boundaries: set[int] = field(default_factory=set)
     fused: set[int] = field(default_factory=set)
+    few: set[int] = field(default_factory=set)
+    copies: int = 1
 
     def parts(self) -> tuple[int, ...]:
         """The pieces between boundaries; none where there is one."""
@@ -287,7 +306,7 @@ def gathered(x: Tensor, peers: Peers, *, gradient: Any = "same") -> Tensor:
         return entering(x, peers, in_place=True) if gradient == "partial" else x  # read by products alone
     along = x.along
     layout = _LAYOUTS.get(along.dim - x.local.dim())
-    if layout is None or along.parts:
+    if layout is None or along.parts or along.copies > 1:
         raise RefusedError("a tensor cut by heads, or fused, is wanted whole")
     if x.local.is_meta:
         return torch.cat([x.local] * peers.size, along.dim)
@@ -312,7 +331,7 @@ def own_features(x: Tensor, peers: Peers) -> Tensor:
     """This rank's features, of a tensor that is cut so or whole."""
     if not isinstance(x, Cut):
         return Along(x.dim() - 1, x.shape[-1], peers).own(x, x.dim() - 1) if x.is_meta else _features(x, peers)
-    if x.along.dim != x.local.dim() - 1 or x.along.parts:
+    if x.along.dim != x.local.dim() - 1 or x.along.parts or x.along.copies > 1:
         raise RefusedError("a row split reads features in the order of its weight; these are cut otherwise")
     return x.local
 
@@ -321,9 +340,9 @@ def _features(x: Tensor, peers: Peers) -> Tensor:
     return convert(x, "replicate", "features", peers)
 
 
-def require_divisible(size: int, peers: Peers, what: str) -> None:
+def require_divisible(size: int, peers: Peers, what: str, copies: int = 1) -> None:
     """Parts are equal."""
-    if size % peers.size:
+    if size % (peers.size // copies):
         raise RefusedError(f"{size} {what} are no multiple of tp {peers.size}")
 
 

@@ -182,7 +182,7 @@ def _matmul(call: Call) -> Any:
                 raise call.refused("sums over the dim that is cut")
             assert k <= -2 or k == kept
             places[id(x)] = k, x.along
-    if len({(k, along.size, along.parts) for k, along in places.values()}) > 1:
+    if len({(k, along.size, along.parts, along.copies) for k, along in places.values()}) > 1:
         raise call.refused("tensors cut differently")
     k, along = next(iter(places.values()))
 
@@ -208,7 +208,7 @@ def _einsum(call: Call) -> Any:
         raise call.refused("written without -> or with ...")
     cuts = [(term[x.along.dim], x.along) for term, x in zip(terms, operands, strict=True) if isinstance(x, Cut)]
     letter, along = cuts[0]
-    if any((other, found.size, found.parts) != (letter, along.size, along.parts) for other, found in cuts):
+    if any(other != letter or not along.like(replace(found, dim=along.dim), 0, 0) for other, found in cuts):
         raise call.refused("tensors cut differently")
     if letter not in right:
         raise call.refused("sums over the dim that is cut")
@@ -231,12 +231,13 @@ def _attention(call: Call) -> Any:
     if not isinstance(query, Cut):
         raise call.refused("keys are cut and queries are whole")
     along = query.along
-    if along.dim > query.local.dim() - 3 or along.parts:
+    if along.dim > query.local.dim() - 3 or along.parts or along.copies > 1:
         raise call.refused("tensors that are cut, but not by heads")
     own = [query.local]
     for x in (key, value):
         if isinstance(x, Cut):
-            if x.along.dim - x.local.dim() != along.dim - query.local.dim() or x.along.parts:
+            in_line = x.along.dim - x.local.dim() == along.dim - query.local.dim()
+            if not in_line or x.along.parts or (x.along.copies > 1 and x.along.size > x.along.ranks):
                 raise call.refused("tensors cut differently")
             own.append(x.local)
         else:
@@ -258,7 +259,7 @@ def _dropout(call: Call) -> Any:
 
 
 def _drawn(dropped: float, along: Along, run: Any) -> Tensor:
-    out: Tensor = apart(run, along.peers.rank)() if dropped else run()
+    out: Tensor = apart(run, along.number)() if dropped else run()
     return out
 
 
@@ -295,9 +296,14 @@ def _repeat_interleave(call: Call) -> Any:
     dims = call.dims(2)
     if dims is None or not isinstance(repeats, int) or cut.along.parts:
         raise call.refused("without a dim, or unevenly")
-    out = call.on_parts()
-    times = repeats if dims[0] == cut.along.dim else 1
-    return Cut.of(out, replace(cut.along, size=cut.along.size * times, source=None))
+    along = replace(cut.along, source=None)
+    if dims[0] != along.dim:
+        return Cut.of(call.on_parts(), along)
+    more = replace(along, size=along.size * repeats)
+    if along.copies > 1 and along.size == along.ranks and repeats % along.copies == 0:  # each rank has its share
+        own = repeats // along.copies
+        return Cut.of(cut.local.repeat_interleave(own, along.dim), replace(more, copies=1))
+    return Cut.of(call.on_parts(), more)
 
 
 def _gated(call: Call) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.execute.cut import Along, Call, Cut, Rule, moved_to, require_divisible
+from planner.execute.cut import Along, Call, Cut, Rule, moved_to
 
 
 def _shape(call: Call) -> Any:
@@ -78,10 +78,22 @@ def _as_shape(call: Call, cut: Cut, wanted: list[int]) -> Cut:
     dim = _starting_at(math.prod(whole[: along.dim]), wanted)
     if dim is None:
         raise call.refused(f"{list(whole)}, cut along dim {along.dim}, as {wanted}")
-    found = _fitted(call, along, dim, wanted)
+    found, local = _fitted(call, along, dim, wanted), cut.local
+    if along.copies > 1 and found.size > along.size:
+        local, found = _shared_out(local, along.dim + 1, along, found)
     own = list(wanted)
-    own[found.dim] //= along.peers.size
-    return Cut.of(cut.local.reshape(own), found)
+    own[found.dim] //= found.ranks
+    return Cut.of(local.reshape(own), found)
+
+
+def _shared_out(local: Tensor, behind: int, along: Along, joined: Along) -> tuple[Tensor, Along]:
+    """Copies of one head, joined with what lies behind it: each rank goes on with its share of that."""
+    size = local.shape[behind]
+    if along.size != along.ranks or size % along.copies or joined.size // along.size % size:
+        return local, joined
+    share = size // along.copies
+    own = local.narrow(behind, along.peers.rank % along.copies * share, share)
+    return own, replace(joined, copies=1)
 
 
 def _starting_at(before: int, sizes: Sequence[int]) -> int | None:
@@ -95,7 +107,7 @@ def _starting_at(before: int, sizes: Sequence[int]) -> int | None:
 
 
 def _fitted(call: Call, along: Along, dim: int, wanted: Sequence[int]) -> Along:
-    size, ranks = wanted[dim], along.peers.size
+    size, ranks = wanted[dim], along.ranks
     if size % along.size == 0:  # the same, or joined with what lies behind it
         times = size // along.size
         parts = tuple(part * times for part in along.parts)
@@ -111,14 +123,16 @@ def _fitted(call: Call, along: Along, dim: int, wanted: Sequence[int]) -> Along:
         fewer = tuple(part // inner for part in along.parts)
         return replace(along, dim=dim, size=size, parts=fewer, unit=along.unit * inner)
     behind = dim + 1
+    if along.source is not None and ranks % size == 0:
+        along.source.few.add(size)
     if along.source is not None and not along.parts and behind < len(wanted) and wanted[behind] % ranks == 0:
         along.source.boundaries |= {number * inner * along.unit for number in range(size)}
-        return Along(behind, wanted[behind], along.peers)
+        return Along(behind, wanted[behind], along.peers, copies=along.copies)
     if along.parts == (inner,) * size and behind < len(wanted) and wanted[behind] % ranks == 0:
-        return Along(behind, wanted[behind], along.peers)
+        return Along(behind, wanted[behind], along.peers, copies=along.copies)
     if fused and behind < len(wanted):
-        require_divisible(wanted[behind], along.peers, f"heads of each of the {size} that one layer gives")
-    require_divisible(size, along.peers, "heads")
+        along.require_divisible(wanted[behind], f"heads of each of the {size} that one layer gives")
+    along.require_divisible(size, "heads")
     raise call.refused(f"{along.size} fused features taken apart by {size}")
 
 
@@ -224,14 +238,14 @@ def _stretch(call: Call, cut: Cut, dim: int, start: int, end: int) -> Cut:
         return cut
     if along.source is not None and not along.parts:
         along.source.boundaries |= {start * along.unit, end * along.unit}
-        require_divisible(end - start, along.peers, "features or heads of a fused layer")
+        along.require_divisible(end - start, "features or heads of a fused layer")
         part = replace(along, size=end - start, source=None)
-        return Cut.of(cut.local.narrow(dim, 0, part.size // along.peers.size), part)
+        return Cut.of(cut.local.narrow(dim, 0, part.size // along.ranks), part)
     known = along.boundaries()
     if not {start, end} <= set(known):
         raise call.refused(f"{start} to {end} of {along.size} that are cut in parts of {list(along.parts)}")
     parts = tuple(b - a for a, b in itertools.pairwise(known) if start <= a and b <= end)
-    ranks = along.peers.size
+    ranks = along.ranks
     own = cut.local.narrow(dim, start // ranks, (end - start) // ranks)
     return Cut.of(own, replace(along, size=end - start, parts=parts if len(parts) > 1 else ()))
 
@@ -260,7 +274,7 @@ def _seen_fused(call: Call, cut: Cut) -> Tensor:
     if along.source is None or along.parts:
         raise call.refused("along the dim that is cut")
     along.source.fused.add(along.unit)
-    return torch.cat([cut.local] * along.peers.size, along.dim)
+    return torch.cat([cut.local] * along.ranks, along.dim)
 
 
 def _iterated(call: Call) -> Any:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -129,6 +129,14 @@ def build_meshes(
     )
 
 
+def with_kv_heads(meshes: Meshes, kv_heads: int) -> Meshes:
+    """The same groups where it is known only now how many heads of keys there are; for every rank to call."""
+    heads = _same_kv_head(_canonical_ranks(meshes.strategy), kv_heads)
+    if heads.group is None:
+        return meshes
+    return replace(meshes, same_kv_head=heads, axes=meshes.axes | {heads.group.group_name: "tp"})
+
+
 def first_rank_of_stage(strategy: Strategy, stage: int) -> int:
     """The rank of a pipeline stage that is first along every other axis."""
     return int(_canonical_ranks(strategy)[stage].flatten()[0])
@@ -168,9 +176,9 @@ def _peers_along(ranks: torch.Tensor, dim: int) -> Peers:
 
 
 def _same_kv_head(ranks: torch.Tensor, kv_heads: int) -> Peers:
-    """tp ranks in runs of tp/kv_heads where there are fewer kv heads than ranks."""
+    """tp ranks in runs of tp/kv_heads where there are fewer kv heads than ranks; 0 where none are known of."""
     tp = ranks.shape[-1]
-    if kv_heads >= tp:
+    if not kv_heads or kv_heads >= tp:
         return ALONE
     return _peers_in(ranks.reshape(-1, tp // kv_heads).tolist())
 

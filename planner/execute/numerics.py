@@ -123,9 +123,9 @@ def errors_beside(
             if parameter.grad is not None:
                 error = _apart(runner, place, parameter.grad, wanted, floor)
             errors[f"gradient of {place}"] = error
-            _stepped(parameter)
+            _stepped(parameter, floor)
         if leads:
-            _stepped(weight)
+            _stepped(weight, floor)
         wanted = _from_first(weight if leads else None, shape)
         for place, parameter in found.get(path, ()):
             errors[f"AdamW's step of {place}"] = _apart(runner, place, parameter, wanted, 0.0)
@@ -139,9 +139,13 @@ def _from_first(value: Tensor | None, shape: torch.Size) -> Tensor:
     return sent
 
 
-def _stepped(parameter: nn.Parameter) -> None:
-    """A first step of AdamW, which knows no other weight; its moments and the gradient are dropped."""
-    torch.optim.AdamW([parameter], lr=_LEARNING_RATE).step()
+def _stepped(parameter: nn.Parameter, floor: float) -> None:
+    """A first step of AdamW, which knows no other weight; its moments and the gradient are dropped.
+
+    It divides a gradient by its size: with an epsilon that is small beside gradients their rounding alone would
+    move a weight.
+    """
+    torch.optim.AdamW([parameter], lr=_LEARNING_RATE, eps=max(1e-8, floor)).step()
     parameter.grad = None
 
 

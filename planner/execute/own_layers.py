@@ -42,7 +42,8 @@ class CutModule:
             return Piece(1, ranks, rank) if name == "weight" else None
         if self.plan.split == "vocab":
             return Piece(0, ranks, rank, padded_vocab(self.source.size, ranks))
-        return Piece(0, ranks, rank, parts=self.parts)
+        copies = self.source.copies
+        return Piece(0, ranks // copies, rank // copies, parts=self.parts)
 
     def weight(self, name: str) -> Tensor | None:
         """This rank's part, or the whole of what is not cut."""
@@ -118,7 +119,7 @@ def _columns(made: CutModule, shared: SharedInput) -> Callable[..., Any]:
             padded = own.shape[-1] * peers.size
             return gathered(Cut.of(own, Along(own.dim() - 1, padded, peers)), peers)[..., :size]
         source = made.source if made.notes and made.plan.split == "column" else None
-        return Cut.of(own, Along(own.dim() - 1, size, peers, made.parts, source))
+        return Cut.of(own, Along(own.dim() - 1, size, peers, made.parts, source, copies=made.source.copies))
 
     return forward
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from planner.errors import PlannerError
 from planner.execute.compiled import compile_block, require_compilable
 from planner.execute.gradients import TiedEnds, divide, synchronise
-from planner.execute.mesh import build_meshes
+from planner.execute.mesh import build_meshes, with_kv_heads
 from planner.execute.objective import Objective, require_tokens
 from planner.execute.own_batches import (
     dtype_of,
@@ -71,7 +71,7 @@ class OwnRunner(Runner):
         self.dtype = dtype_of(model)
         self.objective = Objective(loss_fn)
         strategy = plan.strategy
-        self.meshes = build_meshes(strategy, device_type=device.type, kv_heads=strategy.tp, tied=True)
+        self.meshes = build_meshes(strategy, device_type=device.type, tied=True)
         self.module = without_values(model)
         if loss_fn is not None:
             replace_forward(self.module, with_its_arguments)
@@ -162,7 +162,8 @@ class OwnRunner(Runner):
             blocks = {path: block for path, block in blocks.items() if id(block) not in others}
         self._take_memory()
         if splits is not None:
-            splits.apply(self.meshes.dense["tp"])
+            self.meshes = with_kv_heads(self.meshes, strategy.tp // splits.copies)
+            splits.apply(self.meshes.dense["tp"], self.meshes.same_kv_head)
             self.summed = splits.summed
         return list(blocks.values()), stage
 

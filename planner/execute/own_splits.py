@@ -66,11 +66,47 @@ class OwnSplits:
     def examine(self, run: Callable[[], Any]) -> None:
         """Run the module on its example, shapes alone; within `hidden`."""
         with _no_functions_of_parts():
-            while self._sees_more(run):
-                pass
+            self._see(run)
             for each in self.cut.values():
                 each.parts, each.notes = each.source.parts(), False
             self.summed = self._read_by_parts(run())
+
+    def _see(self, run: Callable[[], Any]) -> None:
+        """Run until nothing new is found of what layers fuse. Where parts cannot be had that way, heads that are
+        fewer than ranks may have stood where fused pieces were supposed."""
+        try:
+            while self._sees_more(run):
+                pass
+        except PlannerError as refused:
+            if not self._copy_few_heads():
+                raise
+            try:
+                self._see(run)
+            except PlannerError:
+                raise refused from None
+
+    def _copy_few_heads(self) -> bool:
+        """Let ranks hold copies of heads that there are too few of; whether there are any."""
+        found = [
+            each.source for each in self.cut.values() if len(each.source.few) == 1 and each.source.copies == 1
+        ]
+        for source in found:
+            source.copies = self.peers.size // max(source.few)
+            source.boundaries.clear()
+        return bool(found)
+
+    @property
+    def copies(self) -> int:
+        """How many neighbouring ranks hold the same heads of keys and values."""
+        counts = {each.source.copies for each in self.cut.values()} - {1}
+        if len(counts) > 1:
+            raise PlannerError(
+                "layers with fewer heads than tp have equally many",
+                value=f"heads for tp {self.peers.size}: {sorted(self.peers.size // count for count in counts)}",
+                remedy="write split: replicate for the attention of one kind, or plan with a smaller tp",
+                key="modules",
+            )
+        return max(counts, default=1)
 
     def _sees_more(self, run: Callable[[], Any]) -> bool:
         """Whether a run found dims of what is fused that it had cut as heads; it is told nothing else then."""
@@ -86,8 +122,11 @@ class OwnSplits:
                 raise
         return more()
 
-    def apply(self, mesh: DeviceMesh) -> None:
-        """Keep this rank's pieces, everything on the tensor-parallel mesh."""
+    def apply(self, mesh: DeviceMesh, same_head: Peers) -> None:
+        """Keep this rank's pieces, everything on the tensor-parallel mesh.
+
+        `same_head` are the ranks that hold copies of a head: each has a part of its gradient.
+        """
         self.summed = [entry for entry in self.summed if _is_trained(entry.module._parameters.get(entry.name))]
         for path, module in self.module.named_modules():
             made = self.cut.get(path)
@@ -99,6 +138,8 @@ class OwnSplits:
                     keep_whole(module, name, mesh)
                 else:
                     cut(module, name, mesh, piece)
+                    if made is not None and made.source.copies > 1 and value.requires_grad:
+                        self.summed.append(Summed(module, name, same_head))
 
     def _wrap(self, groups: Sequence[nn.Module]) -> None:
         taken: set[int] = set()
