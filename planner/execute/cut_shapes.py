@@ -123,7 +123,7 @@ def _fitted(call: Call, along: Along, dim: int, wanted: Sequence[int]) -> Along:
         fewer = tuple(part // inner for part in along.parts)
         return replace(along, dim=dim, size=size, parts=fewer, unit=along.unit * inner)
     behind = dim + 1
-    if along.source is not None and ranks % size == 0:
+    if along.source is not None and size < ranks and ranks % size == 0:
         along.source.few.add(size)
     if along.source is not None and not along.parts and behind < len(wanted) and wanted[behind] % ranks == 0:
         along.source.boundaries |= {number * inner * along.unit for number in range(size)}

@@ -200,6 +200,23 @@ class PairedAttention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, s, -1))
 
 
+class PairedGroups(nn.Module):
+    """Two heads of keys and two of values from one layer, each for some of the queries."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.both = nn.Linear(width, 4 * (width // heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, s, width = x.shape
+        q = self.query(x).view(b, s, self.heads, -1).transpose(1, 2)
+        k, v = self.both(x).view(b, s, 2, 2, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.out(mixed.transpose(1, 2).reshape(b, s, -1))
+
+
 class SharedShift(nn.Module):
     """Queries moved by what all heads share: one gradient for both summands."""
 
@@ -428,6 +445,10 @@ def literal() -> Made:
 
 def paired() -> Made:
     return Gpt(PairedAttention), tokens_and_labels
+
+
+def paired_groups() -> Made:
+    return Gpt(PairedGroups, width=32, heads=4), tokens_and_labels
 
 
 def paired_thirds() -> Made:

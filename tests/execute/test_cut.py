@@ -69,6 +69,20 @@ HEADS: dict[str, Callable[[Tensor], Any]] = {
 
 WIDE = PLAIN.flatten(2)  # [batch, length, 32]
 
+# of [batch, length, heads, depth], two ranks to each of two heads
+COPIED: dict[str, Callable[[Tensor], Any]] = {
+    "numbers": lambda x: (x * WEIGHT[0] + 2 * x).softmax(-1) * PER_HEAD[:2, None],
+    "products": lambda x: x.transpose(1, 2) @ x.permute(0, 2, 3, 1),
+    "letters": lambda x: torch.einsum("bqhd,bkhd->bhqk", x, x),
+    "expanded": lambda x: x[:, :, :, None].expand(2, 6, 2, 6, 8).reshape(2, 6, 12, 8),
+    "expanded in front": lambda x: x.transpose(1, 2)[:, :, None].expand(2, 2, 4, 6, 8).flatten(1, 2),
+    "in a row": lambda x: x.repeat_interleave(4, dim=2),
+    "features": lambda x: x.flatten(2),
+    "grouped": lambda x: F.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (x.repeat_interleave(4, 2), x, x)), enable_gqa=True
+    ),
+}  # fmt: skip
+
 # of [batch, length, features], what fuses pieces of 16, 8 and 8 features
 FUSED: dict[str, Callable[[Tensor], Any]] = {
     "split": lambda x: x.split((16, 8, 8), dim=-1)[1],
@@ -102,6 +116,12 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "a whole changed": lambda x: torch.zeros(2, 6, 4, 8, dtype=torch.float64).add_(x),
     "every second": lambda x: x[:, :, ::2],
 }  # fmt: skip
+REFUSED_COPIES: dict[str, Callable[[Tensor], Any]] = {
+    "queries": lambda x: F.scaled_dot_product_attention(*[x.transpose(1, 2)] * 3),
+    "what ranks cannot share": lambda x: x.repeat_interleave(3, 2) + x.repeat_interleave(6, 2)[:, :, :6],
+    "one head": lambda x: x[:, :, 1],
+    "over heads": lambda x: x.sum(2),
+}  # fmt: skip
 
 
 def check(function: Callable[[Tensor], Any], whole: Tensor, dim: int, parts: tuple[int, ...] = ()) -> None:
@@ -116,6 +136,31 @@ def check(function: Callable[[Tensor], Any], whole: Tensor, dim: int, parts: tup
 @pytest.mark.parametrize("case", HEADS)
 def test_heads(case: str) -> None:
     check(HEADS[case], PLAIN, 2)
+
+
+@pytest.mark.parametrize("case", COPIED)
+def test_copies(case: str) -> None:
+    """A part of the result is that of the result, and the gradients of copies add up to the whole's."""
+    whole = PLAIN[:, :, :2].clone().requires_grad_()
+    wanted = COPIED[case](whole)
+    gradient = torch.linspace(-1, 1, wanted.numel(), dtype=wanted.dtype).view(wanted.shape)
+    wanted.backward(gradient)
+    summed = torch.zeros_like(whole)
+    for rank in range(4):
+        along = Along(2, 2, Peers(None, rank, 4), copies=2)
+        own = along.own(whole.detach(), 2).requires_grad_()
+        found = COPIED[case](Cut.of(own, along))
+        assert tuple(found.shape) == wanted.shape
+        torch.testing.assert_close(found.local, found.along.own(wanted.detach(), found.along.dim))
+        found.local.backward(found.along.own(gradient, found.along.dim) / found.along.copies)
+        summed[:, :, rank // 2] += own.grad[:, :, 0]
+    torch.testing.assert_close(summed, whole.grad)
+
+
+@pytest.mark.parametrize("case", REFUSED_COPIES)
+def test_what_copies_cannot_do_is_refused(case: str) -> None:
+    with pytest.raises(RefusedError):
+        REFUSED_COPIES[case](Cut.of(PLAIN[:, :, :1], Along(2, 2, Peers(None, 0, 4), copies=2)))
 
 
 @pytest.mark.parametrize("case", FUSED)

@@ -109,6 +109,14 @@ def test_four_ranks() -> None:
     check(4, cases)
 
 
+def test_fewer_heads_of_keys_than_ranks() -> None:
+    """Ranks hold copies; heads are expanded and joined, repeated, or read by groups of queries."""
+    lines = {f"h.*.attn.{name}": COLUMN for name in ("query", "both")} | {"h.*.attn.out": ROW}
+    cases = [("paired_groups", own_plan({"tp": 4}, gpus=4, modules=lines))]
+    cases += [emitted("llama", 4, tp=4), all_cut("llama", 4, tp=4, sp=True, microbatch=4, recompute="full")]
+    check(4, cases)
+
+
 def test_what_parts_cannot_do_is_refused() -> None:
     """Before any weight is cut, with the line of the module's code."""
     table = ModuleSplit(split="vocab")

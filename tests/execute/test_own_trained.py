@@ -64,6 +64,7 @@ PAIRS = {
     "fused and cut → stages": (2, cut("gpt"), spread("gpt", pp=2)),
     "stages → fused and cut": (2, spread("gpt", pp=2), cut("gpt", sp=True)),
     "fused, cut and sharded → sharded": (4, cut("gpt", 4, zero=3), spread("gpt", 4, zero=3)),
+    "copies of heads → half of them": (4, cut("llama", 4, tp=4), cut("llama", 4, zero=1)),
 }
 
 

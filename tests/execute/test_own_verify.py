@@ -22,6 +22,7 @@ from planner.spec.plan import Plan
 from planner.spec.sources import UserModule
 from tests.execute import own_models
 from tests.execute.own_runs import named, own_plan
+from tests.execute.test_mixed_splits import CASTS_AT_ONCE
 from tests.execute.test_own_module import all_cut, emitted
 from tests.execute.world import run_world
 
@@ -71,7 +72,11 @@ def test_a_large_table_and_head_take_what_the_plan_says(case: str) -> None:
     workload = {"seq_len": 64, "global_batch": 4 * sequences, "precision": "bf16"}
     plan = planner.plan(f"{own_models.__file__}:large_ends", hardware, 4, workload, {"dp": 4, **fix})
     (stage,) = verify(plan).stages
-    assert stage.memory.planned_tensor_bytes == pytest.approx(stage.memory.found_tensor_bytes, rel=0.04)
+    planned = stage.memory.planned_tensor_bytes
+    if case == "copies" and CASTS_AT_ONCE:
+        # a dry run of torch 2.15's FSDP2 takes one buffer of gradients less
+        planned -= plan.estimate.memory_per_stage[0].gradients_bytes
+    assert planned == pytest.approx(stage.memory.found_tensor_bytes, rel=0.04)
 
 
 def test_what_a_plan_lists_wrongly_is_named() -> None:
