@@ -30,6 +30,7 @@ from planner.api.running import run as run
 from planner.api.sweeping import sweep as sweep
 from planner.api.verifying import verify as verify
 from planner.errors import PlannerError
+from planner.spec.assignments import require_sequence_parallel
 from planner.spec.estimate import Estimate
 from planner.spec.files import bundled_names
 from planner.spec.graph import Graph
@@ -181,7 +182,10 @@ def _training_case(
         )
     layout = strategy if isinstance(strategy, Strategy) else Strategy.from_dict(strategy or {}, gpus=gpus)
     require_legal(spec, wanted, layout, gpus)
-    return trace(found, use_cache=use_cache), profile, wanted, layout
+    graph = trace(found, use_cache=use_cache)
+    if layout.sp and graph.own:
+        require_sequence_parallel(graph)
+    return graph, profile, wanted, layout
 
 
 def remedies(

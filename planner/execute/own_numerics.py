@@ -91,8 +91,10 @@ def without_dropout() -> Iterator[None]:
     """Inside, nothing is dropped: one process and several would drop different numbers."""
     attention = F.scaled_dot_product_attention
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, **more: Any) -> Any:
-        return attention(q, k, v, attn_mask, 0.0, **more)
+    def attend(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, *others: Any, **named: Any
+    ) -> Any:
+        return attention(q, k, v, attn_mask, 0.0, *others, **named)
 
     def keep(x: Any, *_: Any, **__: Any) -> Any:
         return x

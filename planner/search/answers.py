@@ -20,11 +20,13 @@ from planner.search.objectives import in_order, step_limit_seconds, value_of
 from planner.search.optimize import Found, Progress, Search
 from planner.search.reasons import reason_of
 from planner.search.space import Space, space_of
+from planner.spec.assignments import require_sequence_parallel
 from planner.spec.estimate import Memory, StepTime
 from planner.spec.graph import Graph
 from planner.spec.hardware import HardwareProfile
 from planner.spec.model import ModelSpec
 from planner.spec.plan import Certificate, RunnerUp
+from planner.spec.regions import mixing_whole
 from planner.spec.wishes import Wishes
 from planner.spec.workload import TrainWorkload
 
@@ -45,7 +47,10 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.graph.own:
-            object.__setattr__(self, "wishes", self.wishes.of_own_module())
+            if self.wishes.fix.sp:
+                require_sequence_parallel(self.graph)
+            wishes = self.wishes.of_own_module(mixes_whole=bool(mixing_whole(self.graph)))
+            object.__setattr__(self, "wishes", wishes)
 
     def space(self, gpus: int) -> Space:
         """The candidates on so many GPUs."""

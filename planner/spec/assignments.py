@@ -8,7 +8,7 @@ from planner.errors import PlannerError
 from planner.spec.graph import Block, Graph, joined
 from planner.spec.paths import lookup
 from planner.spec.plan import ModuleSplit
-from planner.spec.regions import canonical, needs_all_tokens
+from planner.spec.regions import canonical, mixing_whole, needs_all_tokens
 from planner.spec.splits import block_splits, could_be_cut, split_modules
 
 
@@ -67,6 +67,18 @@ def _require_all_tokens(block: Block, whole: frozenset[str], path: str) -> None:
                 remedy="cut the products in front of it by columns, or set sp to false",
                 key=f"modules.{full}",
             )
+
+
+def require_sequence_parallel(graph: Graph) -> None:
+    """Refuse parts of a sequence for a model of which something reads all of it and is never cut."""
+    mixing = mixing_whole(graph)
+    if mixing:
+        raise PlannerError(
+            "under sequence parallelism what reads all tokens is cut by heads or features",
+            value=f"{mixing[0]}, whose products are not modules of their own",
+            remedy="set sp to false",
+            key="sp",
+        )
 
 
 def tied_operators(graph: Graph) -> tuple[frozenset[tuple[int, str]], ...]:

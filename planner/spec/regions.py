@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from planner.spec.graph import Block, Operator
+from planner.spec.graph import Block, Graph, Operator, joined
 from planner.spec.splits import (
     OperatorSplit,
     block_splits,
@@ -150,12 +150,34 @@ def alternatives(block: Block, *, sequence_parallel: bool) -> tuple[frozenset[st
 
 
 def needs_all_tokens(block: Block) -> frozenset[str]:
-    """Operators that read every token: cut by heads or features, for a part of the sequence would not do."""
+    """Operators that read every token: cut by heads or features, for a part of the sequence would not do.
+
+    Some of a user's own module cannot be cut so: under sequence parallelism that block cannot run.
+    """
     usual = block_splits(block)
-    return frozenset(
+    return _never_cut(block, usual) | frozenset(
         operator.name
         for operator in block.operators
         if usual[operator.name].is_cut and usual[operator.name].split != "expert" and _mixes_tokens(operator)
+    )
+
+
+def mixing_whole(graph: Graph) -> tuple[str, ...]:
+    """Paths of the modules of attention that is never cut, as torch's own, whose products are no modules."""
+    found: dict[str, None] = {}
+    for placement in graph.sequence:
+        block = graph.blocks[placement.block]
+        names = _never_cut(block, block_splits(block))
+        modules = (operator.module for operator in block.operators if operator.name in names)
+        found |= dict.fromkeys(joined(placement.path, module) for module in modules)
+    return tuple(found)
+
+
+def _never_cut(block: Block, usual: Mapping[str, OperatorSplit]) -> frozenset[str]:
+    return frozenset(
+        operator.name
+        for operator in block.operators
+        if operator.kind == "attention" and not usual[operator.name].is_cut
     )
 
 

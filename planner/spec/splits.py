@@ -92,8 +92,25 @@ def could_be_cut(block: Block) -> tuple[str, ...]:
         operator.name
         for operator in block.operators
         if _is_vocabulary(block, operator)
-        or (operator.kind == "matmul" and operator.parameters and operator.module not in of_experts)
+        or (_multiplies_weights(operator) and operator.module not in of_experts and not _is_out_of_reach(operator))
     )
+
+
+def _multiplies_weights(operator: Operator) -> bool:
+    return operator.kind == "matmul" and bool(operator.parameters)
+
+
+def _is_out_of_reach(operator: Operator) -> bool:
+    """Whether a product reads weights past the module that would be cut, as attention in one module does.
+
+    What is cut are modules of one `weight`; a tied one may stand elsewhere.
+    """
+    for path in operator.parameters:
+        parent, _, name = path.rpartition(".")
+        inside = parent != operator.module and (not operator.module or parent.startswith(f"{operator.module}."))
+        if inside or name not in ("weight", "bias"):
+            return True
+    return False
 
 
 def graph_splits(graph: Graph) -> dict[str, dict[str, OperatorSplit]]:
@@ -241,9 +258,10 @@ def _split(
         return OperatorSplit(split="vocab", output="partial")
     if operator.kind == "grouped_matmul" or (has_weights and of_experts):
         return OperatorSplit(split="expert", output="replicate")
-    if operator.kind == "matmul" and has_weights:
+    if _multiplies_weights(operator):
         if cut_input:
             return OperatorSplit(split="row", output="partial")
+        stays_whole = stays_whole or _is_out_of_reach(operator)
         if stays_whole or operator.dims["n"].constant < 2:
             return OperatorSplit(split="replicate", output="replicate")
         return OperatorSplit(split="column", output="features", gathers=(operator.inputs[0].name,))
@@ -297,6 +315,8 @@ def _handed_over(block: Block, splits: Mapping[str, OperatorSplit]) -> dict[str,
 
 def _needs_whole(operator: Operator) -> bool:
     """Whether an operator mixes all features of a cut value, or chooses among them."""
+    if _multiplies_weights(operator) and _is_out_of_reach(operator):
+        return True
     if operator.kind in _CHOICES or operator.kind == "grouped_matmul":
         return True
     if operator.kind != "norm":

@@ -128,17 +128,19 @@ class Wishes:
                 key="price_per_gpu_hour",
             )
 
-    def of_own_module(self) -> Wishes:
+    def of_own_module(self, *, mixes_whole: bool) -> Wishes:
         """Those of a user's own module: what the executor refuses for one is not chosen unless asked for.
 
-        It runs blocks again as a whole, and a pipeline with one stage a rank.
+        It runs blocks again as a whole, a pipeline with one stage a rank, and parts of a sequence where nothing
+        that is never cut reads all of it.
         """
         recompute, schedules = self.recompute, self.schedules
         if self.fix.recompute in (None, "auto"):
             recompute = tuple(word for word in recompute if word != "selective") or recompute
         if self.fix.schedule is None and self.fix.vpp in (None, 1):
             schedules = tuple(word for word in schedules if word in ONE_STAGE_A_RANK) or schedules
-        return replace(self, recompute=recompute, schedules=schedules)
+        fix = replace(self.fix, sp=False) if mixes_whole and self.fix.sp is None else self.fix
+        return replace(self, fix=fix, recompute=recompute, schedules=schedules)
 
     @property
     def allowed_recompute(self) -> tuple[Recompute, ...]:

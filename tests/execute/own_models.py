@@ -394,6 +394,23 @@ class Summing(Gpt):
         return super().forward(tokens, labels) * tokens.numel()
 
 
+class Encoder(nn.Module):
+    """Layers of torch's own, whose attention has its products in one module."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, width)
+        kind = {"dropout": 0.0, "batch_first": True}
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(width, 4, 4 * width, **kind) for _ in range(2))
+        self.out = nn.Linear(width, VOCAB)
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return F.cross_entropy(self.out(x).flatten(0, 1), labels.flatten())
+
+
 class Shifting(Llama):
     """Compares scores with the labels of next tokens itself, returns both by name, and is given a mask and places.
 
@@ -457,6 +474,10 @@ def paired_thirds() -> Made:
 
 def llama() -> tuple[Llama, Callable[[int, int], dict[str, Tensor]]]:
     return Llama(), lambda batch, length: {"tokens": torch.zeros(batch, length, dtype=torch.long)}
+
+
+def encoder() -> Made:
+    return Encoder(), tokens_and_labels
 
 
 def shifting() -> Made:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import planner
+from planner.errors import PlannerError
 from planner.spec.graph import Graph
 from planner.spec.paths import NOTHING, Span
 from planner.spec.plan import ModuleSplit, Plan, Stage
@@ -70,8 +71,21 @@ def test_tensor_parallel() -> None:
     cases += [all_cut("perceptrons"), all_cut("perceptrons", sp=True)]
     lines = {"h.*.attn.query": COLUMN, "h.*.attn.value": COLUMN, "h.*.attn.out": ROW}
     cases += [("shared_shift", own_plan({"tp": 2}, modules=lines))]
-    cases += [all_cut("paired")]
+    cases += [all_cut("paired"), emitted("encoder", tp=2)]
+    assert {line.split for line in cases[-1][1].modules.values()} >= {"column", "row"}
     check(2, cases)
+
+
+def test_attention_that_is_one_module_is_never_cut() -> None:
+    """Nor does it run on a part of the sequence: plan and estimate refuse that, and a plan is without it."""
+    _, plan = emitted("encoder", tp=2)
+    assert {line.split for path, line in plan.modules.items() if "self_attn" in path} == {"replicate"}
+    for refused in (
+        lambda: emitted("encoder", tp=2, sp=True),
+        lambda: planner.estimate(f"{own_models.__file__}:encoder", SLOW, 2, strategy={"tp": 2, "sp": True}),
+    ):
+        with pytest.raises(PlannerError, match=r"layers\.0\.self_attn, whose products are not modules"):
+            refused()
 
 
 def test_gradients_are_summed_once_in_half_precision() -> None:

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "stages": ("llama", 4, {"pp": 2, "dp": 2, "zero": 1, "microbatch": 1, "schedule": "1f1b", "vpp": 1}),
     "a table at both ends": ("gpt", 2, {"pp": 2, "schedule": "gpipe", "vpp": 1}),
     "no layers": ("perceptrons", 2, {"dp": 2, "zero": 3}),
+    "attention in one module": ("encoder", 2, {"tp": 2}),
 }
 
 

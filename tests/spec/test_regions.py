@@ -76,13 +76,17 @@ def test_every_set_of_names_leads_to_a_listed_assignment() -> None:
         assert found == set(listed), label
         assert len(listed) == len(set(listed)) == len({str(block_splits(block, whole)) for whole in listed}), label
         tried += 1
-    assert tried > 20
+    assert tried >= 20
 
 
 def test_the_usual_assignment_comes_first() -> None:
     for label, block in blocks():
         for sequence_parallel in (False, True):
-            assert alternatives(block, sequence_parallel=sequence_parallel)[0] == frozenset(), label
+            found = alternatives(block, sequence_parallel=sequence_parallel)
+            if sequence_parallel and "encoder_layers layers" in label:  # attention that is never cut
+                assert found == ()
+            else:
+                assert found[0] == frozenset(), label
 
 
 def test_names_are_canonical() -> None:

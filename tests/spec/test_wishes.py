@@ -171,10 +171,11 @@ def test_wishes_that_go_together(data: dict[str, Any]) -> None:
 def test_what_the_executor_refuses_for_a_users_module_is_asked_for_or_not_chosen(
     data: dict[str, Any], recompute: tuple[str, ...], schedules: tuple[str, ...]
 ) -> None:
-    own = Wishes.from_dict(data).of_own_module()
+    own = Wishes.from_dict(data).of_own_module(mixes_whole=True)
     assert own.allowed_recompute == recompute
     assert own.allowed_schedules == schedules
+    assert own.fix.sp is False
 
 
 def test_virtual_stages_of_a_users_module_may_be_asked_for() -> None:
-    assert Wishes.from_dict({"fix": "vpp=2"}).of_own_module().allowed_schedules == SCHEDULES
+    assert Wishes.from_dict({"fix": "vpp=2"}).of_own_module(mixes_whole=False).allowed_schedules == SCHEDULES
