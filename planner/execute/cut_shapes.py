@@ -78,6 +78,11 @@ def _as_shape(call: Call, cut: Cut, wanted: list[int]) -> Cut:
     dim = _starting_at(math.prod(whole[: along.dim]), wanted)
     if dim is None:
         raise call.refused(f"{list(whole)}, cut along dim {along.dim}, as {wanted}")
+    one_head = dim > 0 and wanted[dim - 1] == 1 and wanted[dim] == along.size
+    if one_head and along.ranks == 1:  # which every rank has
+        return Cut.of(cut.local.reshape(wanted), replace(along, dim=dim - 1, size=1))
+    if one_head and along.source is not None:
+        along.source.few.add(1)
     found, local = _fitted(call, along, dim, wanted), cut.local
     if along.copies > 1 and found.size > along.size:
         local, found = _shared_out(local, along.dim + 1, along, found)
@@ -184,6 +189,8 @@ def _squeeze(call: Call) -> Any:
     if dims is None:
         raise call.refused("without a dim")
     gone = [dim for dim in dims if cut.whole_shape[dim] == 1]
+    if cut.along.dim in gone:
+        raise call.refused("of the one head, which all ranks have")
     out = cut.local.squeeze(tuple(gone)) if gone else cut.local
     return Cut.of(out, moved_to(cut.along, cut.along.dim - sum(dim < cut.along.dim for dim in gone)))
 
@@ -192,7 +199,10 @@ def _expand(call: Call) -> Any:
     cut = call.first()
     given: Any = call.args[1:] or (call.kwargs["size"],)
     sizes = _listed(given)
-    dim = cut.along.dim + len(sizes) - cut.local.dim()
+    along, dim = cut.along, cut.along.dim + len(sizes) - cut.local.dim()
+    if along.size == 1 < sizes[dim] and sizes[dim] % along.copies == 0:  # each rank has its share
+        sizes[dim] //= along.copies
+        return Cut.of(cut.local.expand(sizes), replace(along, dim=dim, size=sizes[dim] * along.copies, copies=1))
     if sizes[dim] not in (-1, cut.along.size):
         raise call.refused("the dim that is cut grows")
     sizes[dim] = -1

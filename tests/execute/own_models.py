@@ -513,6 +513,13 @@ def in_single() -> Made:
     return model, example
 
 
+def one_head() -> Made:
+    model, example = llama()
+    for layer in model.layers:
+        layer.attention = Grouped(16, 4, 1)
+    return model, example
+
+
 def rolling() -> Made:
     return Gpt(Rolling), tokens_and_labels
 

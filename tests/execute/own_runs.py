@@ -77,7 +77,9 @@ def batch_of(kind: str) -> dict[str, Tensor]:
     tokens, labels = torch.randint(own_models.VOCAB, (2, SEQUENCES, LENGTH), generator=generator)
     for row in range(SEQUENCES):
         labels[row, : row + 1] = -100
-    return {"tokens": tokens} | ({} if kind in ("perceptron", "llama", "in_single") else {"labels": labels})
+    return {"tokens": tokens} | (
+        {} if kind in ("perceptron", "llama", "in_single", "one_head") else {"labels": labels}
+    )
 
 
 def squares(out: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, int]:

@@ -83,6 +83,17 @@ COPIED: dict[str, Callable[[Tensor], Any]] = {
     ),
 }  # fmt: skip
 
+ONE_HEAD: dict[str, Callable[[Tensor], Any]] = {
+    "numbers": lambda x: x * WEIGHT[0] + 1,
+    "grown": lambda x: x.expand(2, 6, 8, 8) * 2,
+    "grown in front": lambda x: x.transpose(1, 2).expand(-1, 4, -1, -1),
+    "expanded": lambda x: x[:, :, :, None].expand(2, 6, 1, 8, 8).reshape(2, 6, 8, 8),
+    "in a row": lambda x: x.repeat_interleave(4, 2),
+    "grouped": lambda x: F.scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (x.repeat_interleave(8, 2), x, x)), enable_gqa=True
+    ),
+}  # fmt: skip
+
 # of [batch, length, features], what fuses pieces of 16, 8 and 8 features
 FUSED: dict[str, Callable[[Tensor], Any]] = {
     "split": lambda x: x.split((16, 8, 8), dim=-1)[1],
@@ -140,20 +151,31 @@ def test_heads(case: str) -> None:
 
 @pytest.mark.parametrize("case", COPIED)
 def test_copies(case: str) -> None:
+    check_copies(COPIED[case], PLAIN[:, :, :2])
+
+
+@pytest.mark.parametrize("case", ONE_HEAD)
+def test_copies_of_the_one_head(case: str) -> None:
+    check_copies(ONE_HEAD[case], PLAIN[:, :, :1])
+
+
+def check_copies(function: Callable[[Tensor], Any], whole: Tensor) -> None:
     """A part of the result is that of the result, and the gradients of copies add up to the whole's."""
-    whole = PLAIN[:, :, :2].clone().requires_grad_()
-    wanted = COPIED[case](whole)
+    heads = whole.shape[2]
+    whole = whole.clone().requires_grad_()
+    wanted = function(whole)
     gradient = torch.linspace(-1, 1, wanted.numel(), dtype=wanted.dtype).view(wanted.shape)
     wanted.backward(gradient)
     summed = torch.zeros_like(whole)
     for rank in range(4):
-        along = Along(2, 2, Peers(None, rank, 4), copies=2)
+        along = Along(2, heads, Peers(None, rank, 4), copies=4 // heads)
         own = along.own(whole.detach(), 2).requires_grad_()
-        found = COPIED[case](Cut.of(own, along))
+        found = function(Cut.of(own, along))
         assert tuple(found.shape) == wanted.shape
         torch.testing.assert_close(found.local, found.along.own(wanted.detach(), found.along.dim))
         found.local.backward(found.along.own(gradient, found.along.dim) / found.along.copies)
-        summed[:, :, rank // 2] += own.grad[:, :, 0]
+        assert own.grad is not None
+        summed[:, :, along.number] += own.grad[:, :, 0]
     torch.testing.assert_close(summed, whole.grad)
 
 

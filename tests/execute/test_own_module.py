@@ -127,6 +127,7 @@ def test_fewer_heads_of_keys_than_ranks() -> None:
     """Ranks hold copies; heads are expanded and joined, repeated, or read by groups of queries."""
     lines = {f"h.*.attn.{name}": COLUMN for name in ("query", "both")} | {"h.*.attn.out": ROW}
     cases = [("paired_groups", own_plan({"tp": 4}, gpus=4, modules=lines))]
+    cases += [emitted("one_head", 4, tp=4), all_cut("one_head", 4, tp=2, dp=2)]
     cases += [emitted("llama", 4, tp=4), all_cut("llama", 4, tp=4, sp=True, microbatch=4, recompute="full")]
     check(4, cases)
 
