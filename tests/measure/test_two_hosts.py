@@ -9,7 +9,7 @@ import pytest
 from planner.spec.hardware_sources import load_hardware
 from tests.hosts import Hosts, ended
 
-MEGABITS = 200
+MEGABITS = 400
 RATE_GB_PER_SECOND = MEGABITS / 8e3
 
 
