@@ -146,6 +146,8 @@ def shard_groups(module: nn.Module, parts: Sequence[Group], meshes: Meshes, prec
     if strategy.zero == 0 and as_kept and meshes.experts is None:
         modules = [*(part.modules for part in parts), (module,)]
         return Replicas(modules, meshes.state_mesh.get_group("dp_replicate"), strategy.pp > 1)
+    # kept whole: torch 2.11 takes each weight that it spreads for one that is trained
+    whole_numbers = {parameter for parameter in module.parameters() if not parameter.is_floating_point()}
     groups: list[FSDPModule] = []
     for part in (*parts, Group(modules=(module,), reshard=False)):
         mesh = meshes.expert_state_mesh if part.experts else meshes.state_mesh
@@ -155,6 +157,7 @@ def shard_groups(module: nn.Module, parts: Sequence[Group], meshes: Meshes, prec
             mp_policy=_policy(dtype, strategy),
             reshard_after_forward=part.reshard,
             shard_placement_fn=functools.partial(_placement, ranks=mesh.size(-1)),
+            ignored_params=whole_numbers,
         )
         groups.extend(each for each in part.modules if isinstance(each, FSDPModule))
     for group in groups:
